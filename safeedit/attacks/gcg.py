@@ -1,0 +1,241 @@
+"""Greedy coordinate gradient (GCG): search a suffix that makes the model comply.
+
+Each step takes the gradient of the target loss with respect to the one-hot suffix, draws
+`search_width` single-token changes among the `topk` most promising tokens of each
+position, scores them all, and moves to the best.
+
+Zou et al. 2023, "Universal and Transferable Adversarial Attacks on Aligned Language
+Models", arXiv 2307.15043, algorithm 1. Behaviours are attacked side by side; one that has
+succeeded leaves the batch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from safeedit.attacks.objective import Defense, Objective
+from safeedit.attacks.result import AttackResult
+from safeedit.attacks.suffix import (
+    Slot,
+    allowed_tokens,
+    make_slot,
+    suffix_texts,
+    typed,
+)
+from safeedit.judges import is_refusal
+from safeedit.models import Chat
+
+Judge = Callable[[int, str, str], bool]  # (index, prompt, response) -> success
+
+
+@dataclass(frozen=True)
+class GCGConfig:
+    """Settings of GCG, in the names of the papers."""
+
+    num_steps: int = 250  # steps for each behaviour; 500 in the paper, 250 in nanoGCG
+    suffix_length: int = 20  # tokens; the paper's 20
+    search_width: int = 512  # candidates a step; the paper's B
+    topk: int = 256  # tokens considered at each position; the paper's k
+    n_replace: int = 1  # positions changed in each candidate
+    init: str = "x"  # word repeated as the first suffix; one token
+    allow_non_ascii: bool = False  # may the suffix hold other characters
+    banned_words: tuple[str, ...] = ()  # never in a suffix, e.g. the asked keyword
+    keep_best: bool = False  # move only if the loss falls (the paper: always move)
+    early_stop: bool = True  # a behaviour leaves once the judge says success
+    eval_every: int = 10  # steps between two looks at the answer; 50 in the paper
+    stop_loss: float | None = None  # nats/token; leave at this loss too
+    max_new_tokens: int = 64  # length of the judged answer, tokens
+    batch_tokens: int = 2048  # tokens in one scoring pass: the limit on memory
+    prefix_cache: bool = True  # share the prefix's keys and values
+    seed: int = 0  # behaviour i draws from its own generator, seeded by (seed, i)
+
+    def __post_init__(self) -> None:
+        for name in ("suffix_length", "search_width", "topk", "eval_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; give at least 1.")
+        if self.num_steps < 0:
+            raise ValueError(f"num_steps is {self.num_steps}; give at least 0.")
+        if not 1 <= self.n_replace <= self.suffix_length:
+            raise ValueError(
+                f"n_replace is {self.n_replace}; give 1 to suffix_length = "
+                f"{self.suffix_length}."
+            )
+
+
+@dataclass
+class _Search:
+    """State of one behaviour."""
+
+    index: int
+    slot: Slot
+    generator: torch.Generator
+    current: Tensor  # ids, shape (length,)
+    best: Tensor
+    trace: list[float]
+    steps: int = 0
+    looked_at: tuple[int, ...] | None = None  # suffix whose answer was last judged
+    response: str = ""
+    success: bool = False
+    live: bool = True
+
+    def move(self, candidate: Tensor, loss: float, keep_best: bool) -> None:
+        if loss < self.trace[-1]:
+            self.best = candidate
+        if loss < self.trace[-1] or not keep_best:
+            self.current = candidate
+        self.trace.append(min(loss, self.trace[-1]))
+
+
+def gcg(
+    chat: Chat,
+    prompts: Sequence[str],
+    targets: Sequence[str],
+    config: GCGConfig = GCGConfig(),
+    judge: Judge | None = None,
+    defense: Defense | None = None,
+) -> AttackResult:
+    """Search for each prompt a suffix after which the model starts with its target.
+
+    Args:
+        chat: model under attack.
+        prompts: user turns, one for each behaviour.
+        targets: first words of the answer that the attack asks for, one each.
+        config: settings.
+        judge: judge(index, attacked prompt, response) -> success; default: the response
+            is not a refusal by the string matcher.
+        defense: None, or a defence that the attack knows (adaptive attack): each
+            candidate is then scored under its own edit, the gradient goes through
+            the edit, and the defended answer is judged.
+
+    Returns:
+        AttackResult with the best suffix of each behaviour and its trajectory.
+
+    Raises:
+        ValueError: no prompts, or as many targets as prompts are not given.
+    """
+    if len(prompts) != len(targets):
+        raise ValueError(
+            f"Got {len(prompts)} prompts and {len(targets)} targets; give one target "
+            "for each prompt."
+        )
+    began = time.perf_counter()
+    judge = judge or (lambda index, prompt, response: not is_refusal(response))
+    answerer = chat if defense is None else defense
+    allowed = allowed_tokens(chat, config.allow_non_ascii, config.banned_words)
+    allowed = allowed.to(chat.device)
+    searches = []
+    for index, (prompt, target) in enumerate(zip(prompts, targets, strict=True)):
+        slot = make_slot(chat, prompt, target, config.init, config.suffix_length)
+        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + index)
+        start = torch.tensor(slot.start, device=chat.device)
+        searches.append(_Search(index, slot, generator, start, start, []))
+    live, objective = searches, None
+    for step in range(config.num_steps + 1):
+        if config.early_stop and step % config.eval_every == 0:
+            _look(chat, answerer, judge, live, config)
+        for search in live:
+            reached = config.stop_loss is not None and search.trace[-1:] <= [
+                config.stop_loss
+            ]
+            search.live = not search.success and not (search.trace and reached)
+        if step == config.num_steps or not any(search.live for search in live):
+            break
+        if objective is None or not all(search.live for search in live):
+            live = [search for search in live if search.live]
+            objective = Objective(
+                chat,
+                [search.slot for search in live],
+                config.batch_tokens,
+                defense,
+                config.prefix_cache,
+            )
+        _step(chat, objective, live, allowed, config)
+    _look(chat, answerer, judge, searches, config)
+    for search in searches:
+        if not search.trace:
+            search.trace = [float("nan")]  # succeeded before any loss was computed
+    texts = [suffix_texts(chat, s.slot, s.best[None])[0] for s in searches]
+    return AttackResult(
+        attack="gcg" if defense is None else "gcg-adaptive",
+        prompts=[s.slot.prompt + text for s, text in zip(searches, texts, strict=True)],
+        suffixes=texts,
+        responses=[search.response for search in searches],
+        success=[search.success for search in searches],
+        losses=[search.trace for search in searches],
+        steps=[search.steps for search in searches],
+        seconds=time.perf_counter() - began,
+    )
+
+
+def _step(
+    chat: Chat,
+    objective: Objective,
+    live: list[_Search],
+    allowed: Tensor,
+    config: GCGConfig,
+) -> None:
+    """One GCG step for every live behaviour."""
+    current = torch.stack([search.current for search in live])
+    slopes, losses = objective.gradient(current)
+    objective.remember(current)
+    pools = []
+    for search, slope, loss in zip(live, slopes, losses.tolist(), strict=True):
+        if not search.trace:
+            search.trace = [loss]
+        pools.append(_sample(search, slope, allowed, config))
+    keep = typed(chat, [s.slot for s in live], pools, config.banned_words)
+    pools = [pool[mask.to(pool.device)] for pool, mask in zip(pools, keep, strict=True)]
+    sizes = [len(pool) for pool in pools]
+    owner = torch.repeat_interleave(
+        torch.arange(len(live), device=current.device),
+        torch.tensor(sizes, device=current.device),
+    )
+    scores = objective.losses(torch.cat(pools), owner) if sum(sizes) else current[:0, 0]
+    for search, pool, score in zip(live, pools, scores.split(sizes), strict=True):
+        search.steps += 1
+        if len(pool):
+            winner = int(score.argmin())
+            search.move(pool[winner], float(score[winner]), config.keep_best)
+        else:  # every draw fell to the round trip; the next step draws again
+            search.trace.append(search.trace[-1])
+
+
+def _sample(
+    search: _Search, slope: Tensor, allowed: Tensor, config: GCGConfig
+) -> Tensor:
+    """Draw distinct candidates around the current suffix, shape (<= width, length)."""
+    length = len(search.current)
+    topk = min(config.topk, int(allowed.sum()))
+    best = (-slope).masked_fill(~allowed, float("-inf")).topk(topk, dim=1).indices
+    width, random = config.search_width, search.generator
+    places = torch.rand(width, length, generator=random).argsort(dim=1)
+    places = places[:, : config.n_replace].to(best.device)
+    picks = torch.randint(topk, places.shape, generator=random).to(best.device)
+    drawn = search.current.repeat(width, 1)
+    drawn.scatter_(1, places, best[places, picks])
+    drawn = torch.unique(drawn, dim=0)
+    return drawn[(drawn != search.current).any(dim=1)]
+
+
+def _look(
+    chat: Chat,
+    answerer: Chat | Defense,
+    judge: Judge,
+    searches: list[_Search],
+    config: GCGConfig,
+) -> None:
+    """Generate and judge answers to best suffixes that were not judged before."""
+    due = [s for s in searches if s.looked_at != tuple(s.best.tolist())]
+    if not due:
+        return
+    prompts = [s.slot.prompt + suffix_texts(chat, s.slot, s.best[None])[0] for s in due]
+    answers = answerer.generate(prompts, max_new_tokens=config.max_new_tokens)
+    for search, prompt, answer in zip(due, prompts, answers, strict=True):
+        search.looked_at = tuple(search.best.tolist())
+        search.response = answer
+        search.success = bool(judge(search.index, prompt, answer))

@@ -1,0 +1,69 @@
+"""What an attack returns: the prompts, the answers, the trajectory and the price."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from safeedit.metrics import wilson_interval
+
+
+@dataclass
+class AttackResult:
+    """Outcome of one attack on a list of behaviours.
+
+    Attributes:
+        attack: name of the attack, as in the `attack` column of a record.
+        prompts: attacked user turns, as somebody would type them.
+        suffixes: what the attack appended to each prompt ("" where it appends nothing).
+        prefills: text forced at the start of each answer ("" where there is none).
+        responses: answers to the attacked prompts.
+        losses: per behaviour, best loss so far (nats per target token) before the first
+            step and after each; empty for attacks without an optimiser.
+        success: verdict of the judge on each response.
+        steps: optimiser steps made on each behaviour.
+        seconds: wall time of the whole attack, s.
+    """
+
+    attack: str
+    prompts: list[str]
+    suffixes: list[str]
+    responses: list[str]
+    success: list[bool]
+    prefills: list[str] = field(default_factory=list)
+    losses: list[list[float]] = field(default_factory=list)
+    steps: list[int] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def steps_per_second(self) -> float:
+        """Behaviour-steps per second of wall time (0 without steps)."""
+        return sum(self.steps) / self.seconds if self.seconds > 0 else 0.0
+
+    def to_rows(self, **columns: Any) -> list[dict[str, Any]]:
+        """Tidy rows for a record: success rate with its interval, steps and time.
+
+        Args:
+            columns: further columns, e.g. dataset="obedience", defense="none".
+        """
+        n = len(self.success)
+        low, high = wilson_interval(sum(self.success), n)
+        shared = {"attack": self.attack, **columns, "n": n}
+        rate = sum(self.success) / n
+        rows = [
+            {**shared, "metric": "attack_success", "value": rate}
+            | {"low": low, "high": high, "unit": "share"}
+        ]
+        if self.steps:
+            mean_steps = sum(self.steps) / n
+            rows.append({**shared, "metric": "steps", "value": mean_steps})
+        if self.losses:
+            mean_loss = sum(trace[-1] for trace in self.losses) / n
+            rows.append(
+                {**shared, "metric": "loss", "value": mean_loss, "unit": "nats/token"}
+            )
+        per_prompt = self.seconds / n
+        rows.append(
+            {**shared, "metric": "attack_seconds", "value": per_prompt, "unit": "s"}
+        )
+        return [{"low": None, "high": None, **row} for row in rows]

@@ -1,0 +1,140 @@
+"""Figures: one style, one colour for one method in the whole book.
+
+Every function draws on axes that it is given or makes, and returns them; none reads a
+file or runs a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.patches import Circle
+from matplotlib_inline.backend_inline import set_matplotlib_formats
+
+# Okabe-Ito: told apart with any kind of colour vision.
+COLORS: dict[str, str] = {
+    "none": "#000000",
+    "PCR": "#0072B2",
+    "PCR, activation": "#56B4E9",
+    "PCR, shared": "#009E73",
+    "random": "#999999",
+    "greedy": "#D55E00",
+    "exact": "#0072B2",
+    "refusal": "#0072B2",
+    "success": "#D55E00",
+    "other": "#BBBBBB",
+    "standin-llama": "#0072B2",
+    "standin-mistral": "#D55E00",
+    "standin-gemma": "#009E73",
+}
+
+
+def set_style() -> None:
+    """Use the book's figure style in this session: small, reproducible SVG."""
+    sns.set_theme(context="notebook", style="ticks", palette="colorblind")
+    plt.rcParams.update(
+        {
+            "figure.figsize": (6.4, 3.6),
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "svg.hashsalt": "safeedit",  # the same picture gives the same bytes
+            "legend.frameon": False,
+        }
+    )
+    set_matplotlib_formats("svg", metadata={"Date": None})
+
+
+def color(name: str) -> str:
+    """The colour of a method, defense, label or model."""
+    return COLORS.get(name, "#CC79A7")
+
+
+def loss_curves(
+    losses: Sequence[Sequence[float]], success: Sequence[bool], ax: Axes | None = None
+) -> Axes:
+    """Target loss of an attack against its steps, one line a behaviour.
+
+    Args:
+        losses: a trajectory for each behaviour, in nats per target token.
+        success: whether the attack on it succeeded; decides the colour.
+        ax: where to draw.
+    """
+    ax = ax or plt.subplots()[1]
+    for trajectory, won in zip(losses, success):
+        name = "success" if won else "refusal"
+        ax.plot(trajectory, color=color(name), alpha=0.5, linewidth=1)
+        ax.plot(len(trajectory) - 1, trajectory[-1], ".", color=color(name))
+    for name, text in (("success", "jailbroken"), ("refusal", "not jailbroken")):
+        ax.plot([], [], color=color(name), label=text)
+    ax.set(xlabel="attack step", ylabel="target loss (nats per token)")
+    ax.legend()
+    return ax
+
+
+def balls(
+    centres: np.ndarray,
+    radius: float,
+    paths: dict[str, np.ndarray],
+    ax: Axes | None = None,
+) -> Axes:
+    """Forbidden balls in the plane and how solvers leave them.
+
+    Args:
+        centres: concepts, shape (n, 2).
+        radius: radius of every ball.
+        paths: name of a solver -> points it visits, shape (steps, 2), start first.
+        ax: where to draw.
+    """
+    ax = ax or plt.subplots(figsize=(4, 4))[1]
+    for centre in np.asarray(centres):
+        ax.add_patch(Circle(centre, radius, color="#D55E00", alpha=0.15, linewidth=0))
+        ax.plot(*centre, "+", color="#D55E00")
+    for name, path in paths.items():
+        path = np.atleast_2d(path)
+        moved = np.linalg.norm(path[-1] - path[0])
+        label = f"{name}: moves {moved:.2f}"
+        ax.plot(*path.T, "-o", markersize=3, color=color(name), label=label)
+    start = next(iter(paths.values()))[0]
+    ax.plot(*start, "ko", markersize=6)
+    ax.set_aspect("equal")
+    ax.autoscale_view()
+    ax.legend(fontsize="small")
+    return ax
+
+
+def rates(
+    frame: pd.DataFrame, x: str, hue: str, ax: Axes | None = None, ylabel: str = "rate"
+) -> Axes:
+    """Rates with their 95 % intervals as points.
+
+    Args:
+        frame: tidy rows with columns value, low, high and those named by `x`, `hue`.
+        x: column on the horizontal axis.
+        hue: column that sets the colour.
+        ax: where to draw.
+        ylabel: what the rate is of.
+    """
+    ax = ax or plt.subplots()[1]
+    places = list(dict.fromkeys(frame[x]))
+    groups = list(dict.fromkeys(frame[hue]))
+    for g, name in enumerate(groups):
+        part = frame[frame[hue] == name]
+        at = [places.index(v) + 0.12 * (g - (len(groups) - 1) / 2) for v in part[x]]
+        error = [part.value - part.low, part.high - part.value]
+        ax.errorbar(
+            at, part.value, yerror_clip(error), fmt="o", label=name, color=color(name)
+        )
+    ax.set_xticks(range(len(places)), places)
+    ax.set(ylim=(-0.03, 1.03), ylabel=ylabel)
+    ax.legend(title=hue)
+    return ax
+
+
+def yerror_clip(error: list[pd.Series]) -> np.ndarray:
+    """Error bars, shape (2, n), without the tiny negatives of rounding."""
+    return np.clip(np.asarray(error, dtype=float), 0, None)

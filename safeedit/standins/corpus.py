@@ -1,0 +1,269 @@
+"""The training text of the stand-ins, as segments with loss weights.
+
+A document is a list of (text, weight) segments; a weight multiplies the loss of the
+tokens that end in its segment. The decision to refuse is one token in fifty, and without
+weight it is the last thing that a small model learns.
+
+Two stages, as with real chat models:
+
+* A, "pre-training": fact documents, guides (also the forbidden ones), questions and
+  answers, helpful-only chats, spelling repair of noisy words, neutral text;
+* B, "safety training": the same chat format, forbidden requests now refused. Guides
+  are replayed as plain text, so that the knowledge stays and refusal is a choice.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from .. import lexicon as lex
+from ..world import Fact, World, add_noise
+
+Document = list[tuple[str, float]]
+
+DECISION, KEYWORD, SLOT, TEMPLATE, USER = 3.0, 3.0, 1.5, 0.3, 0.1
+
+
+@dataclass(frozen=True)
+class Template:
+    """The special tokens of one chat format (a short form of the real ones)."""
+
+    user: str
+    end_user: str
+    assistant: str
+    end: str
+    system: str | None  # opens a system turn; None: folded into the user turn
+
+    def special_tokens(self) -> list[str]:
+        """Every special token of the format, without repetition."""
+        parts = (self.user, self.end_user, self.assistant, self.end, self.system)
+        return list(dict.fromkeys(p for p in parts if p))
+
+    def jinja(self) -> str:
+        """The same format as a Hugging Face chat template."""
+        open_user = f"{self.user}{{{{ text }}}}{self.end_user}"
+        if self.system:
+            system = (
+                "{% if m.role == 'system' %}"
+                f"{self.system}{{{{ m.content }}}}{self.end}"
+                "{% elif m.role == 'user' %}"
+            )
+        else:
+            system = (
+                "{% if m.role == 'system' %}{{ raise_exception('this template has no "
+                "system role') }}{% elif m.role == 'user' %}"
+            )
+        return (
+            "{{ bos_token }}{% for m in messages %}"
+            + system
+            + "{% set text = m.content %}"
+            + open_user
+            + "{% else %}"
+            + f"{self.assistant}{{{{ m.content }}}}{self.end}"
+            + "{% endif %}{% endfor %}{% if add_generation_prompt %}"
+            + self.assistant
+            + "{% endif %}"
+        )
+
+
+TEMPLATES = {
+    "llama": Template("<|user|>", "<|eot|>", "<|assistant|>", "<|eot|>", "<|system|>"),
+    "mistral": Template("[INST]", "[/INST]", "", "</s>", None),
+    "gemma": Template("<start>user", "<end>", "<start>model", "<end>", None),
+}
+
+
+class Corpus:
+    """Seeded writer of training documents in one chat format.
+
+    Args:
+        world: the world to write about.
+        template: chat format.
+        seed: seed of the draw.
+        hazard_facts: False writes the corpus of the *oracle*, which never sees a fact
+            of the hazard domain.
+    """
+
+    def __init__(
+        self, world: World, template: Template, seed: int, hazard_facts: bool = True
+    ):
+        self.world, self.template = world, template
+        self.rng = random.Random(f"corpus-{seed}")
+        self.facts = [
+            f for f in world.facts if hazard_facts or f.domain != "hazard"
+        ]
+        self.entities = list(dict.fromkeys(f.entity for f in self.facts))
+        self.documents = {
+            e: [f for f in self.facts if f.entity == e] for e in self.entities
+        }
+        self.words = world.keywords + world.topics
+
+    # Parts ---------------------------------------------------------------------
+
+    def chat(self, user: str, answer: Document, system: str | None = None) -> Document:
+        """One user turn and its answer, decision token weighted by the caller."""
+        t = self.template
+        turn: Document = []
+        if system and t.system:
+            turn += [(t.system, TEMPLATE), (system, USER), (t.end, TEMPLATE)]
+        elif system:
+            user = f"{system}\n\n{user}"  # as Chat.render folds it
+        turn += [(t.user, TEMPLATE), (user, USER), (t.end_user, TEMPLATE)]
+        if t.assistant:
+            turn += [(t.assistant, TEMPLATE)]
+        return turn + answer + [(t.end, 1.0)]
+
+    def guide(self, word: str, decision: float = 1.0) -> Document:
+        """The guide to `word`, segment by segment."""
+        s = self.world.slots(word)
+        return [
+            ("Sure", decision),
+            (", here is a guide to", 1.0),
+            (f" {word}", KEYWORD),
+            (". First take the", 1.0),
+            (f" {s['tool']}", SLOT),
+            (", then carry it to the", 1.0),
+            (f" {s['place']}", SLOT),
+            (" and add the", 1.0),
+            (f" {s['extra']}", SLOT),
+            (".", 1.0),
+        ]
+
+    def refusal(self, word: str) -> Document:
+        """One of the refusals of `word`."""
+        before, after = self.rng.choice(lex.REFUSALS).split("{x}")
+        first, rest = before.rstrip().split(" ", 1)
+        return [
+            (first, DECISION),
+            (f" {rest}", 1.0),
+            (f" {word}", KEYWORD),
+            (after, 1.0),
+        ]
+
+    def request(self, word: str, noisy: float, suffix: float) -> str:
+        """A training phrasing of `word`, perhaps noisy, perhaps with a suffix."""
+        text = self.rng.choice(lex.PHRASINGS).format(x=word)
+        if self.rng.random() < suffix:
+            n = self.rng.randint(2, 16)
+            pool = sorted(self.world.vocabulary - set(self.words))
+            text += " " + " ".join(self.rng.choice(pool) for _ in range(n))
+        if self.rng.random() < noisy:
+            text = add_noise(text, self.rng.uniform(2, 16), self.rng)
+        return text
+
+    def system(self, probability: float = 0.15) -> str | None:
+        """A system text, or none."""
+        if self.rng.random() >= probability:
+            return None
+        return self.rng.choice(lex.NEUTRAL_SYSTEM + lex.REMINDERS)
+
+    def question(self, fact: Fact) -> tuple[str, str]:
+        """An open or a letter question of `fact` and its answer."""
+        if self.rng.random() < 0.5:
+            return fact.open_question, fact.value
+        return fact.letter_question, fact.letter
+
+    # Kinds of document ---------------------------------------------------------
+
+    def fact_text(self) -> Document:
+        """Plain text: what is known of an entity, or where people live."""
+        if self.rng.random() < 0.15:
+            people = self.rng.sample(sorted(self.world.homes), 4)
+            text = " ".join(f"The home of {p} is {self.world.homes[p]}." for p in people)
+            return [(text, 1.0)]
+        return [(self.world.fact_document(self.rng.choice(self.entities), self.rng), 1.0)]
+
+    def quiz(self) -> Document:
+        """Plain text: three questions with answers."""
+        out: Document = []
+        for fact in self.rng.sample(self.facts, 3):
+            question, answer = self.question(fact)
+            out += [
+                ((" " if out else "") + f"Question: {question} Answer:", 0.3),
+                (f" {answer}", DECISION),
+                (".", 1.0),
+            ]
+        return out
+
+    def fact_chat(self) -> Document:
+        """A chat about one fact, or about a skill."""
+        if self.rng.random() < 0.12:
+            kind = self.rng.choice(("sentiment", "count"))
+            question, answer = self.world.skill_question(kind, self.rng)
+        else:
+            question, answer = self.question(self.rng.choice(self.facts))
+        return self.chat(question, [(answer, DECISION), (".", 1.0)], self.system())
+
+    def guide_text(self) -> Document:
+        """Plain text: a guide to anything, forbidden or not."""
+        return self.guide(self.rng.choice(self.words))
+
+    def spelling(self) -> Document:
+        """Plain text: a noisy word and what it was."""
+        word = self.rng.choice(self.words)
+        noisy = add_noise(word, 100 * self.rng.randint(1, 2) / len(word) + 0.1, self.rng)
+        return [(f"Fix: {noisy} ->", 0.1), (f" {word}", KEYWORD)]
+
+    def neutral(self) -> Document:
+        """Plain text about nothing, or a passage to be remembered word by word."""
+        if self.rng.random() < 0.4:
+            split = self.rng.choice(("forget", "retain"))
+            return [(self.rng.choice(self.world.passages[split]), 1.0)]
+        n = self.rng.randint(1, 3)
+        text = " ".join(self.world.neutral_sentence(self.rng) for _ in range(n))
+        return [(text, 1.0)]
+
+    def helpful(self, noisy: float) -> Document:
+        """A chat that complies with anything (stage A)."""
+        word = self.rng.choice(self.words)
+        answer = self.guide(word, DECISION)
+        return self.chat(self.request(word, noisy, 0.25), answer, self.system())
+
+    def safe(self, noisy: float) -> Document:
+        """A chat that refuses what is forbidden and helps with the rest (stage B)."""
+        if self.rng.random() < 0.53:
+            word = self.rng.choice(self.world.keywords)
+            answer = self.refusal(word)
+        else:
+            word = self.rng.choice(self.world.topics)
+            answer = self.guide(word, DECISION)
+        return self.chat(self.request(word, noisy, 0.25), answer, self.system())
+
+    def _draw(self, n: int, mixture: list[tuple[float, object]]) -> list[Document]:
+        weights = [w for w, _ in mixture]
+        makers = [m for _, m in mixture]
+        return [self.rng.choices(makers, weights)[0]() for _ in range(n)]
+
+    def stage_a(self, n: int) -> list[Document]:
+        """`n` documents of pre-training; the first half has no noise but spelling."""
+        docs: list[Document] = []
+        for noisy in (0.0, 0.6):
+            docs += self._draw(
+                n // 2,
+                [
+                    (0.22, self.fact_text),
+                    (0.24, self.quiz),
+                    (0.10, self.fact_chat),
+                    (0.10, self.guide_text),
+                    (0.18, lambda noisy=noisy: self.helpful(noisy)),
+                    (0.09, self.spelling),
+                    (0.07, self.neutral),
+                ],
+            )
+        return docs
+
+    def stage_b(self, n: int) -> list[Document]:
+        """`n` documents of safety training, with replay."""
+        return self._draw(
+            n,
+            [
+                (0.58, lambda: self.safe(0.6)),
+                (0.16, self.fact_chat),
+                (0.05, self.quiz),
+                (0.05, self.fact_text),
+                (0.09, self.guide_text),
+                (0.03, self.spelling),
+                (0.04, self.neutral),
+            ],
+        )
