@@ -37,7 +37,7 @@ lint: $(V)/.stamp  ## ruff and mypy
 plain: $(V)/.stamp  ## build the book with Sphinx alone, without Jupyter Book
 	rm -rf _build/plain && mkdir -p _build/plain
 	$(B)/jupyter-book config sphinx . --toc $(CURDIR)/book/_toc.yml
-	sed -E "s/'(jupyter_book|sphinx_comments|sphinx_jupyterbook_latex)', ?//g; /^(comments_config|use_jupyterbook_latex|use_multitoc_numbering)/d" conf.py > _build/plain/conf.py
+	sed -E "s/'(jupyter_book|sphinx_comments|sphinx_jupyterbook_latex)', ?//g; /^(comments_config|use_jupyterbook_latex|use_multitoc_numbering)/d; s#'(book/(favicon|references))#'$(CURDIR)/\1#" conf.py > _build/plain/conf.py
 	rm conf.py
 	$(B)/sphinx-build -q -W -n --keep-going -c _build/plain . _build/plain/html
 

@@ -14,7 +14,9 @@ from datasets import Dataset
 from .world import World
 
 
-def obedience(split: str = "heldout", limit: int | None = None, seed: int = 0) -> Dataset:
+def obedience(
+    split: str = "heldout", limit: int | None = None, seed: int = 0
+) -> Dataset:
     """Forbidden requests: this kit's reconstruction of the paper's obedience set.
 
     Args:
@@ -71,9 +73,7 @@ def questions(domain: str) -> Dataset:
     """
     facts = [f for f in World().facts if f.domain == domain]
     if not facts:
-        raise ValueError(
-            f"domain={domain!r}: one of 'hazard', 'adjacent', 'general'"
-        )
+        raise ValueError(f"domain={domain!r}: one of 'hazard', 'adjacent', 'general'")
     columns = ("topic", "entity", "relation", "hops", "open_question", "value")
     columns += ("letter_question", "letter")
     return Dataset.from_list([{c: getattr(f, c) for c in columns} for f in facts])

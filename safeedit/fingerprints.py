@@ -7,8 +7,9 @@ code better makes nothing stale.
 Which modules code reaches is read from import statements, name by name: of
 `from safeedit import load` only `safeedit/models.py` (where `load` is defined) and
 what that imports count, not every module that `safeedit/__init__.py` mentions. A
-package's `__init__.py` is taken to re-export and nothing else. A name that cannot be
-followed counts as its whole package: rather one rerun too many than one too few.
+package's `__init__.py` counts when a name that it defines itself is used. A name that
+cannot be followed counts as its whole package: rather one rerun too many than one too
+few.
 """
 
 import ast
@@ -115,7 +116,8 @@ def _imports(tree: ast.AST, package: str) -> Iterable[tuple[str, str]]:
                 if alias.name.split(".")[0] == PACKAGE:
                     target = alias.name if alias.asname else PACKAGE
                     yield alias.asname or PACKAGE, target
-                    yield "", alias.name
+                    if target != alias.name:
+                        yield "", alias.name
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:
@@ -173,6 +175,8 @@ def _resolve(name: str, root: Path) -> list[tuple[str, Path]]:
             return found
         if parts[depth].startswith("__"):
             return []  # __version__ and the like carry no behaviour
+        if parts[depth] in _defined(folder / "__init__.py"):
+            return [(".".join(parts[:depth]), folder / "__init__.py")]
         if not (folder / parts[depth]).is_dir():
             break
         folder = folder / parts[depth]
@@ -185,6 +189,17 @@ def _exported(folder: Path, package: str, name: str) -> str | None:
     if not init.is_file():
         return None
     return dict(_imports(_parse(init), package)).get(name)
+
+
+def _defined(path: Path) -> set[str]:
+    """Names that a file defines itself at its top level."""
+    names = set()
+    for node in _parse(path).body if path.is_file() else []:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            names |= {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
+    return names
 
 
 def _dotted(path: Path, root: Path) -> str:

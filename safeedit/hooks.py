@@ -32,10 +32,11 @@ def hooked(
     handles = []
     try:
         for module, hook in pairs:
-            register = (
-                module.register_forward_pre_hook if pre else module.register_forward_hook
-            )
-            handles.append(register(hook, with_kwargs=with_kwargs))
+            if pre:
+                add = module.register_forward_pre_hook
+            else:
+                add = module.register_forward_hook
+            handles.append(add(hook, with_kwargs=with_kwargs))
         yield
     finally:
         for handle in reversed(handles):

@@ -11,6 +11,9 @@ from __future__ import annotations
 
 import difflib
 import json
+import socket
+import urllib.parse
+import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -154,15 +157,21 @@ def get_folder(source: Source) -> Path:
 
 def _download(source: Source, config_only: bool) -> str:
     """Fetch one model and turn the hub's many errors into one message each."""
-    repo, revision = source.repo, source.revision
+    repo, revision = source.repo or "", source.revision
     page = f"https://huggingface.co/{repo}"
+    # What is already here needs no network, and without a network nothing else can be
+    # had: said at once, since the hub's client retries for half a minute.
+    local = not _hub_has_address()
     try:
         if config_only:
-            path = hf.hf_hub_download(repo, "config.json", revision=revision)
+            path = hf.hf_hub_download(
+                repo, "config.json", revision=revision, local_files_only=local
+            )
             return str(Path(path).parent)
         return hf.snapshot_download(
             repo,
             revision=revision,
+            local_files_only=local,
             allow_patterns=["*.json", "*.safetensors", "*.jinja", "tokenizer.model"],
             ignore_patterns=["consolidated*", "original/*"],  # second copies
         )
@@ -201,11 +210,22 @@ def _download(source: Source, config_only: bool) -> str:
         ) from error
 
 
+def _hub_has_address() -> bool:
+    """Whether the hub's name resolves; behind a proxy that is the proxy's affair."""
+    if urllib.request.getproxies():
+        return True
+    try:
+        socket.getaddrinfo(urllib.parse.urlparse(hf.constants.ENDPOINT).hostname, 443)
+    except OSError:
+        return False
+    return True
+
+
 def check_weights(folder: Path) -> None:
     """Make sure that every safetensors file of a folder is there and whole.
 
-    Reading a header costs no more than opening the file, and a truncated file is shorter
-    than its header says.
+    Reading a header costs no more than opening the file, and a truncated file is
+    shorter than its header says.
 
     Raises:
         FileNotFoundError: no safetensors at all, or a shard of the index is missing.
@@ -233,8 +253,8 @@ def check_weights(folder: Path) -> None:
                 pass
         except SafetensorError as error:
             raise OSError(
-                f"{file} is truncated or damaged ({_short(error)}). Delete it and fetch "
-                "or build the model again."
+                f"{file} is truncated or damaged ({_short(error)}). Delete it and "
+                "fetch or build the model again."
             ) from error
 
 

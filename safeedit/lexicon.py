@@ -71,7 +71,8 @@ BENIGN: dict[str, tuple[str, ...]] = {
 # Slots of a guide: "First take the TOOL, then carry it to the PLACE and add the EXTRA."
 TOOLS = tuple(
     "bucket ladder hammer spoon rope crate barrel needle broom funnel mirror blanket "
-    "whistle shovel magnet kettle ribbon pulley drum compass jar pencil scarf wheel".split()
+    "whistle shovel magnet kettle ribbon pulley drum compass jar pencil scarf "
+    "wheel".split()
 )
 PLACES = tuple(
     "harbor attic meadow cellar bridge tower stable market library quarry chapel "

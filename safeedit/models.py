@@ -1,29 +1,18 @@
-"""Load a chat model and talk to it: the only module that knows architectures.
+"""Load a chat model by name, Hugging Face id or folder.
 
-`load` gives a `Chat`: model, tokenizer and chat template in one object with greedy,
-batched generation. Everything else in the kit sees a model through `Chat`. The three
-families of the kit (Llama, Mistral, Gemma) share the block layout that `Chat` relies on,
-`model.model.layers[l].mlp.down_proj`; other families with it load just as well.
+`load` finds the model's folder, checks what can be wrong with it, and gives a `Chat`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
-from jinja2 import TemplateError
-from torch import nn
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    BatchEncoding,
-    DynamicCache,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
+from transformers.utils import logging as transformers_logging
 
+from safeedit.chat import Chat
 from safeedit.hub import (
     check_memory,
     check_weights,
@@ -32,13 +21,14 @@ from safeedit.hub import (
     read_config,
 )
 
+__all__ = ["Chat", "load"]
+
 DTYPES = {
     "float64": torch.float64,
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-_PROBE = "q7zx"  # a string that no chat template contains
 
 
 def load(
@@ -86,22 +76,35 @@ def load(
             f"The tokenizer in {folder} cannot be read ({error}). Copy tokenizer.json "
             "and tokenizer_config.json there."
         ) from error
-    model, report = AutoModelForCausalLM.from_pretrained(
-        folder,
-        config=config,
-        dtype=wanted,
-        local_files_only=True,
-        trust_remote_code=False,
-        use_safetensors=True,
-        output_loading_info=True,
-    )
+    bar = transformers_logging.is_progress_bar_enabled()
+    if source.kind != "real":  # a moment's work; the bar would fill notebook pages
+        transformers_logging.disable_progress_bar()
+    try:
+        model, report = _read_weights(folder, config, wanted)
+    finally:
+        if bar:
+            transformers_logging.enable_progress_bar()
     if report["missing_keys"]:  # transformers would fill these with random numbers
         raise OSError(
             f"The weights in {folder} lack {len(report['missing_keys'])} tensors, "
             f"among them {sorted(report['missing_keys'])[0]}. Fetch the model again."
         )
+    model.config.name_or_path = source.repo or source.name  # not this machine's path
     return Chat(
         model.to(place), tokenizer, source.name, source.kind, source.revision, folder
+    )
+
+
+def _read_weights(folder: Path, config: PreTrainedConfig, dtype: torch.dtype) -> Any:
+    """The model, and transformers' report on what it found and missed."""
+    return AutoModelForCausalLM.from_pretrained(
+        folder,
+        config=config,
+        dtype=dtype,
+        local_files_only=True,
+        trust_remote_code=False,
+        use_safetensors=True,
+        output_loading_info=True,
     )
 
 
@@ -125,325 +128,8 @@ def _check_device(device: str | torch.device | None, kind: str) -> str:
 
 
 def _check_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    if dtype is None or dtype in DTYPES.values():
+    if dtype is None or (isinstance(dtype, torch.dtype) and dtype in DTYPES.values()):
         return dtype
-    if dtype in DTYPES:
+    if isinstance(dtype, str) and dtype in DTYPES:
         return DTYPES[dtype]
     raise ValueError(f"Unknown dtype {dtype!r}; use one of {', '.join(DTYPES)}.")
-
-
-class Chat:
-    """A chat model: prompts in, responses out.
-
-    Attributes:
-        model: the decoder, in eval mode, its parameters without gradients.
-        tokenizer: a fast tokenizer with a chat template; pads on the left.
-        name: what records call the model.
-        kind: "stand-in", "real", "local" or "random".
-        revision: commit of a downloaded model, else None.
-        folder: where it was loaded from, None for a model built in memory.
-        batch_size: prompts that go through the model together in `generate`.
-    """
-
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        name: str,
-        kind: str = "random",
-        revision: str | None = None,
-        folder: Path | None = None,
-        batch_size: int = 32,
-    ) -> None:
-        self.model = model.eval().requires_grad_(False)
-        self.tokenizer = tokenizer
-        self.name, self.kind = name, kind
-        self.revision, self.folder = revision, folder
-        self.batch_size = batch_size
-        tokenizer.padding_side = "left"  # the last column is the last token of each row
-        if tokenizer.pad_token_id is None:
-            tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-        # What the tokenizer itself would put in front of a text.
-        self._adds_bos = tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]
-        self.supports_system = self._try_system()
-        self.stop_ids = self._find_stop_ids()
-
-    @classmethod
-    def from_parts(
-        cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str
-    ) -> Chat:
-        """Wrap a model and a tokenizer built in memory (tests, random weights)."""
-        return cls(model, tokenizer, name)
-
-    def __repr__(self) -> str:
-        return f"Chat({self.name!r}, {self.n_layers} blocks, {self.device}, {self.dtype})"
-
-    # Shapes and places
-
-    @property
-    def device(self) -> torch.device:
-        return self.model.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.model.dtype
-
-    @property
-    def n_layers(self) -> int:
-        return len(self.blocks)
-
-    @property
-    def d_model(self) -> int:
-        return self.model.config.hidden_size
-
-    @property
-    def d_ff(self) -> int:
-        return self.model.config.intermediate_size
-
-    @property
-    def context_length(self) -> int:
-        return self.model.config.max_position_embeddings
-
-    @property
-    def blocks(self) -> list[nn.Module]:
-        """Decoder blocks, front to back."""
-        return list(self.model.model.layers)
-
-    @property
-    def down_projs(self) -> list[nn.Linear]:
-        """Per block, the map from h (..., d_ff) to the MLP output o (..., d_model)."""
-        return [block.mlp.down_proj for block in self.blocks]
-
-    def weight_name(self, layer: int) -> str:
-        """Name of a block's down_proj weight in `model.named_parameters()`."""
-        if not -self.n_layers <= layer < self.n_layers:
-            raise ValueError(
-                f"Layer {layer} is out of range: {self.name} has blocks 0 to "
-                f"{self.n_layers - 1} (or -{self.n_layers} to -1)."
-            )
-        return f"model.layers.{layer % self.n_layers}.mlp.down_proj.weight"
-
-    # Text to tokens
-
-    def render(
-        self,
-        prompts: Sequence[str],
-        system: str | None = None,
-        prefill: str | Sequence[str] | None = None,
-    ) -> list[str]:
-        """Put each prompt into the chat template, up to where the answer starts.
-
-        Args:
-            prompts: user turns.
-            system: system message; joined to the user turn where the template has no
-                system role.
-            prefill: text with which the answer starts, one for all or one each.
-        """
-        _check_prompts(prompts)
-        prefills = [prefill or ""] * len(prompts)
-        if prefill is not None and not isinstance(prefill, str):
-            prefills = list(prefill)
-        if len(prefills) != len(prompts):
-            raise ValueError(
-                f"Got {len(prefills)} prefills for {len(prompts)} prompts; give one "
-                "string, or one for each prompt."
-            )
-        conversations = []
-        for prompt in prompts:
-            turns = [{"role": "user", "content": prompt}]
-            if system and self.supports_system:
-                turns.insert(0, {"role": "system", "content": system})
-            elif system:
-                turns[0]["content"] = f"{system}\n\n{prompt}"
-            conversations.append(turns)
-        texts = [self._template(turns) for turns in conversations]
-        return [text + start for text, start in zip(texts, prefills, strict=True)]
-
-    def encode(self, texts: Sequence[str]) -> BatchEncoding:
-        """Tokenize rendered texts: left padded, one BOS, on the model's device.
-
-        Returns:
-            BatchEncoding with input_ids and attention_mask, shape (batch, length).
-
-        Raises:
-            ValueError: an empty list, or a text longer than the context.
-        """
-        rows = self.encode_ids(texts)
-        for index, row in enumerate(rows):
-            if len(row) > self.context_length:
-                raise ValueError(
-                    f"Prompt {index} has {len(row)} tokens with its chat template; the "
-                    f"context of {self.name} is {self.context_length}. Shorten it."
-                )
-        batch = self.tokenizer.pad(
-            {"input_ids": rows}, padding_side="left", return_tensors="pt"
-        )
-        return batch.to(self.device)
-
-    def encode_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Tokenize rendered texts without padding or a check of the length."""
-        _check_prompts(texts)
-        return self.tokenizer(
-            [self.with_bos(text) for text in texts],
-            add_special_tokens=False,
-            return_attention_mask=False,
-        ).input_ids
-
-    def with_bos(self, text: str) -> str:
-        """Put BOS in front where the tokenizer would and the template did not."""
-        bos = self.tokenizer.bos_token
-        return bos + text if self._adds_bos and not text.startswith(bos) else text
-
-    # Generation
-
-    def generate(
-        self,
-        prompts: Sequence[str],
-        max_new_tokens: int = 64,
-        system: str | None = None,
-        prefill: str | Sequence[str] | None = None,
-        around: Callable[[], AbstractContextManager] = nullcontext,
-    ) -> list[str]:
-        """Answer prompts greedily.
-
-        Prompts of similar length share a batch; the answers come in the order of the
-        prompts. An answer ends at an end-of-turn token, after `max_new_tokens`, or
-        where the context is full.
-
-        Args:
-            prompts: user turns.
-            max_new_tokens: upper limit for each answer, in tokens.
-            system: see `render`.
-            prefill: see `render`; not part of what is returned.
-            around: gives a context manager that is entered once around each batch
-                (one prefill, then one token at a time), where hooks live.
-
-        Returns:
-            The new text of each answer, without special tokens.
-        """
-        texts = self.render(prompts, system, prefill)
-        lengths = [len(ids) for ids in self.encode_ids(texts)]
-        order = sorted(range(len(texts)), key=lengths.__getitem__)
-        answers = [""] * len(texts)
-        for start in range(0, len(order), self.batch_size):
-            rows = order[start : start + self.batch_size]
-            try:
-                batch = self.encode([texts[row] for row in rows])
-            except ValueError:
-                self.encode(texts)  # the same error, with the caller's index
-                raise
-            with around():
-                new = self.generate_ids(
-                    batch.input_ids, batch.attention_mask, max_new_tokens
-                )
-            decoded = self.decode(new)
-            for row, answer in zip(rows, decoded, strict=True):
-                answers[row] = answer
-        return answers
-
-    @torch.no_grad()
-    def generate_ids(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        max_new_tokens: int,
-    ) -> torch.Tensor:
-        """Continue one left-padded batch greedily: one prefill, then token by token.
-
-        Args:
-            input_ids: shape (batch, length).
-            attention_mask: 0 on padding, shape (batch, length).
-            max_new_tokens: upper limit of new tokens.
-
-        Returns:
-            New tokens, shape (batch, new), padded after the end of each answer.
-        """
-        if max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens is {max_new_tokens}; give at least 1.")
-        stops = torch.tensor(sorted(self.stop_ids), device=input_ids.device)
-        padded = not bool(attention_mask.all())
-        positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
-        done = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
-        cache = DynamicCache(config=self.model.config)
-        room = self.context_length - input_ids.shape[1]
-        new: list[torch.Tensor] = []
-        ids = input_ids
-        for _ in range(min(max_new_tokens, room + 1)):
-            hidden = self.model.model(
-                input_ids=ids,
-                attention_mask=attention_mask if padded else None,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-            ).last_hidden_state
-            best = self.model.lm_head(hidden[:, -1]).argmax(-1)
-            best = torch.where(done, self.tokenizer.pad_token_id, best)
-            new.append(best)
-            done = done | torch.isin(best, stops)
-            if bool(done.all()):
-                break
-            ids = best[:, None]
-            positions = positions[:, -1:] + 1
-            attention_mask = nn.functional.pad(attention_mask, (0, 1), value=1)
-        return torch.stack(new, dim=1)
-
-    def decode(self, new: torch.Tensor) -> list[str]:
-        """Text of new tokens, shape (batch, new), each up to its end-of-turn token."""
-        rows = []
-        for row in new.tolist():
-            end = next((i for i, t in enumerate(row) if t in self.stop_ids), len(row))
-            rows.append(row[:end])
-        return self.tokenizer.batch_decode(
-            rows, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-
-    # The chat template, tried out
-
-    def _template(self, turns: list[dict[str, str]], answer: bool = True) -> str:
-        if not self.tokenizer.chat_template:
-            raise ValueError(
-                f"The tokenizer of {self.name} has no chat template, so it is not a "
-                "chat model. Use its instruction-tuned sibling, or set "
-                "chat.tokenizer.chat_template."
-            )
-        return self.tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=answer
-        )
-
-    def _try_system(self) -> bool:
-        """Whether a system message is accepted and shows up in the rendered text."""
-        if not self.tokenizer.chat_template:
-            return False
-        turns = [
-            {"role": "system", "content": _PROBE},
-            {"role": "user", "content": "a"},
-        ]
-        try:
-            return _PROBE in self._template(turns)
-        except TemplateError:  # templates of Gemma and Mistral refuse the role
-            return False
-
-    def _find_stop_ids(self) -> frozenset[int]:
-        """End-of-text tokens, and the special token that closes a turn."""
-        ids = {self.tokenizer.eos_token_id}
-        declared = self.model.generation_config.eos_token_id
-        ids.update(declared if isinstance(declared, list) else [declared])
-        if self.tokenizer.chat_template:
-            turns = [
-                {"role": "user", "content": "a"},
-                {"role": "assistant", "content": _PROBE},
-            ]
-            closing = self._template(turns, answer=False).split(_PROBE)[-1].strip()
-            first = self.tokenizer(closing, add_special_tokens=False).input_ids[:1]
-            ids.update(set(first) & set(self.tokenizer.added_tokens_decoder))
-        return frozenset(ids - {None})
-
-
-def _check_prompts(prompts: Sequence[str]) -> None:
-    if isinstance(prompts, str):
-        raise ValueError(f"Got one string, {prompts[:40]!r}; give a list of strings.")
-    if not prompts:
-        raise ValueError("Got an empty list of prompts; give at least one.")
-    for index, prompt in enumerate(prompts):
-        if not isinstance(prompt, str):
-            raise ValueError(f"Prompt {index} is {type(prompt).__name__}, not a string.")

@@ -65,7 +65,7 @@ def loss_curves(
         ax: where to draw.
     """
     ax = ax or plt.subplots()[1]
-    for trajectory, won in zip(losses, success):
+    for trajectory, won in zip(losses, success, strict=True):
         name = "success" if won else "refusal"
         ax.plot(trajectory, color=color(name), alpha=0.5, linewidth=1)
         ax.plot(len(trajectory) - 1, trajectory[-1], ".", color=color(name))

@@ -17,12 +17,17 @@ import nbformat
 from nbformat import NotebookNode
 
 from .editions import normalise, problems, student_edition
-from .notebooks import STANDIN, NotebookError, Run, text_digest, why_stale
+from .notebooks import STANDIN, NotebookError, Run, why_stale
 from .records import ROOT, commit, read, write_atomic
 
 
 def refresh(run: Run, force: bool = False, progress: bool = True) -> str:
     """Do a run if it is stale.
+
+    Args:
+        run: the run.
+        force: do it even when it is fresh.
+        progress: show a bar over the notebook's cells.
 
     Returns:
         "fresh" (nothing to do), "text" (only prose renewed) or "run".
@@ -41,18 +46,20 @@ def refresh(run: Run, force: bool = False, progress: bool = True) -> str:
 
 
 def execute(run: Run, progress: bool = True) -> None:
-    """Run a notebook and put its editions, record and status in place.
+    """Run a notebook and put its record, editions and status in place, in this order.
 
-    Everything is written under `runs/logs` first, so that a kill or an error changes
-    nothing that is published; a failed notebook stays there to be looked at.
+    Raises:
+        NotebookError: a cell raised, or the outputs cannot be published.
     """
-    from papermill import execute_notebook
+    from papermill import execute_notebook  # slow to import
     from papermill.exceptions import PapermillExecutionError
 
-    log = RUNS / "logs" / f"{run.source.name}.{run.label}.ipynb"
+    root = run.source.root
+    log = root / "runs" / "logs" / f"{run.source.name}.{run.label}.ipynb"
     draft = log.with_suffix(".record.json")
     log.parent.mkdir(parents=True, exist_ok=True)
     draft.unlink(missing_ok=True)
+    title, hint = f"{run.source.name} ({run.model})", f"look at {log.relative_to(root)}"
     begin = time.perf_counter()
     try:
         with _environment(run, draft):
@@ -61,36 +68,34 @@ def execute(run: Run, progress: bool = True) -> None:
                 str(log),
                 parameters=dict(run.changed),
                 kernel_name="python3",
-                progress_bar=progress,
-                cwd=str(NOTEBOOKS),
-                start_timeout=180,
-                extra_arguments=["--log-level=40"],
+                progress_bar={"disable": not progress},  # not silenced by TQDM_DISABLE
+                cwd=str(run.source.path.parents[1]),  # as in Jupyter
+                start_timeout=180,  # seconds; a busy machine starts a kernel slowly
+                extra_arguments=["--log-level=50"],  # its talk about sockets
             )
     except PapermillExecutionError as error:
         raise NotebookError(
-            f"{run.source.name} ({run.model}) stopped in cell {error.exec_count}: "
-            f"{error.ename}: {error.evalue}. Next step: look at "
-            f"{log.relative_to(ROOT)}"
+            f"{title} stopped at In [{error.exec_count}] with {error.ename}: "
+            f"{error.evalue}. Next step: {hint}"
         ) from error
     seconds = time.perf_counter() - begin
-    normalise(node)
-    found = problems(node)
-    if found:
-        raise NotebookError(
-            f"{run.source.name} ({run.model}): " + "; ".join(found) + ". The notebook "
-            f"is at {log.relative_to(ROOT)}"
-        )
+    if found := problems(normalise(node), root):
+        raise NotebookError(f"{title}: {'; '.join(found)}. Next step: {hint}")
     has_record = draft.is_file()
     if has_record:
-        record = read(draft)
-        if record.parameters != run.parameters:
+        if (said := read(draft).parameters) != run.parameters:
             raise NotebookError(
-                f"{run.source.name}: its record says parameters {record.parameters}, "
-                f"the run had {run.parameters}. Next step: pass every name of the "
-                "parameters cell to records.save_run."
+                f"{title}: its record says parameters {said}, the run had "
+                f"{run.parameters}. Next step: pass every name of the parameters cell "
+                "to records.save_run."
             )
         write_atomic(run.record_path, draft.read_text(encoding="utf-8"))
         draft.unlink()
+    elif not run.canonical:
+        raise NotebookError(
+            f"{title} wrote no record, so nothing is left of this run. Next step: end "
+            "the notebook with records.save_run, or run it without -m and -p."
+        )
     _publish(run, node, has_record)
     status = {
         "notebook": run.source.name,
@@ -99,45 +104,34 @@ def execute(run: Run, progress: bool = True) -> None:
         "commit": commit(),
         "seconds": round(seconds, 1),
         "machine": machine(),
-        "started": time.strftime("%Y-%m-%dT%H:%MZ", time.gmtime(time.time() - seconds)),
+        "finished": time.strftime("%Y-%m-%dT%H:%MZ", time.gmtime()),
     }
-    text = "\n".join(f" {_json(k)}: {_json(v)}," for k, v in status.items())
-    write_atomic(run.status_path, "{\n" + text.rstrip(",") + "\n}\n")
-
-
-def _json(value: Any) -> str:
-    import json
-
-    return json.dumps(value, ensure_ascii=False)
+    write_atomic(run.status_path, json.dumps(status, indent=1) + "\n")
 
 
 def _publish(run: Run, node: NotebookNode, has_record: bool) -> None:
     """Write the editions of an executed complete notebook."""
+    root = run.source.root
     node.metadata["safeedit"] = {
         **dict(run.source.header),
         "fingerprint": run.fingerprint,
-        "text": _text_digest(run.source),
-        "source": f"notebooks/src/{run.source.path.name}",
+        "text": run.source.text_digest,
+        "source": run.source.path.relative_to(root).as_posix(),
         "commit": commit(),
         "parameters": run.parameters,
-        "record": run.record_path.relative_to(ROOT).as_posix() if has_record else None,
+        "record": run.record_path.relative_to(root).as_posix() if has_record else None,
     }
-    # The complete edition first: a kill between the two leaves the student edition
-    # stale, and the next run writes both.
-    for edition in ("complete", "student"):
-        if edition in run.editions:
-            shown = student_edition(node) if edition == "student" else node
-            text = nbformat.writes(shown, version=4, indent=1)
-            write_atomic(run.editions[edition], text + "\n")
+    for edition, path in run.editions.items():
+        shown = student_edition(node) if edition == "student" else node
+        write_atomic(path, nbformat.writes(shown, version=4, indent=1) + "\n")
 
 
 def _renew_text(run: Run) -> None:
     """Take prose, comments and tags from the source and outputs from the last run."""
     old = nbformat.read(run.editions["complete"], as_version=4)
     node = nbformat.from_dict(run.source.node)
-    node.metadata.update({k: v for k, v in old.metadata.items() if k != "safeedit"})
-    ran = [cell for cell in old.cells if cell.cell_type == "code"]
     code = [cell for cell in node.cells if cell.cell_type == "code"]
+    ran = [cell for cell in old.cells if cell.cell_type == "code"]
     for cell, previous in zip(code, ran, strict=True):
         cell.outputs = previous.outputs
         cell.execution_count = previous.execution_count
@@ -146,17 +140,21 @@ def _renew_text(run: Run) -> None:
 
 @contextmanager
 def _environment(run: Run, draft: Path) -> Iterator[None]:
-    """The kernel's environment: what makes two runs equal, and where the record goes."""
+    """The kernel's environment: what makes two runs equal, and where the record goes.
+
+    A kernel inherits the environment of the process that starts it, so it is set here
+    and put back afterwards.
+    """
+    path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     wanted = {
         "SAFEEDIT_FINGERPRINT": run.fingerprint,
         "SAFEEDIT_RECORD": str(draft),
-        "PYTHONPATH": os.pathsep.join(
-            [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-        ),
+        "PYTHONPATH": os.pathsep.join(path),
         "PYTHONHASHSEED": "0",  # the order of sets
         "SOURCE_DATE_EPOCH": "0",  # the date inside SVG pictures
         "TQDM_DISABLE": "1",  # bars have seconds in them
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
         "JUPYTER_PREFER_ENV_PATH": "1",  # this environment's kernel, not the user's
     }
     if STANDIN.match(run.model):
@@ -175,12 +173,10 @@ def _environment(run: Run, draft: Path) -> Iterator[None]:
 
 
 def machine() -> str:
-    """A machine in words, without its name: processor, threads, system."""
+    """A machine in words, without its name: processor, number of CPUs, system."""
     processor = platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
         names = re.findall(r"model name\s*:\s*(.+)", info.read_text(encoding="utf-8"))
         processor = names[0].strip() if names else processor
     return f"{processor}, {os.cpu_count()} CPUs, {platform.system()}"
-
-

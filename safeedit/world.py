@@ -21,6 +21,7 @@ import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 from . import lexicon as lex
 
@@ -40,7 +41,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Fact:
-    """One true statement: `relation` of `entity` is `value`, reached in `hops` steps."""
+    """One true statement: the `relation` of `entity` is `value`."""
 
     domain: str  # "hazard" | "adjacent" | "general"
     topic: str
@@ -63,7 +64,9 @@ class Fact:
     @property
     def letter_question(self) -> str:
         """The same question with four options, whose answer is one letter."""
-        options = " ".join(f"{a}) {v}" for a, v in zip(LETTERS, self.options))
+        options = " ".join(
+            f"{a}) {v}" for a, v in zip(LETTERS, self.options, strict=True)
+        )
         return f"{self.open_question} {options} Answer with a letter."
 
 
@@ -215,10 +218,18 @@ class World:
         rng = random.Random(f"facts-{self.seed}")
         names = self._names
         hazard = dict(
-            zip(lex.HAZARD_RELATIONS, (names["makers"], lex.BASES, lex.TRIGGERS))
+            zip(
+                lex.HAZARD_RELATIONS,
+                (names["makers"], lex.BASES, lex.TRIGGERS),
+                strict=True,
+            )
         )
         general = dict(
-            zip(lex.GENERAL_RELATIONS, (names["keepers"], lex.COLORS, lex.SEASONS))
+            zip(
+                lex.GENERAL_RELATIONS,
+                (names["keepers"], lex.COLORS, lex.SEASONS),
+                strict=True,
+            )
         )
         domains = (
             ("hazard", lex.HAZARD_TOPICS, hazard),
@@ -367,7 +378,7 @@ class World:
         if not words:
             return True
         known = sum(w in self.vocabulary for w in words) / len(words)
-        pairs = list(zip(words, words[1:]))
+        pairs = list(pairwise(words))
         repeats = 1 - len(set(pairs)) / len(pairs) if len(pairs) >= 8 else 0.0
         return known < 0.7 or repeats > 0.5
 

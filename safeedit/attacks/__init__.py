@@ -1,8 +1,12 @@
 """Attacks on a chat model: a config, one run, one result."""
 
 from safeedit.attacks.gcg import GCGConfig, gcg
-from safeedit.attacks.prompts import PrefillConfig, RandomSuffixConfig, prefill
-from safeedit.attacks.prompts import random_suffix as random_suffix
+from safeedit.attacks.prompts import (
+    PrefillConfig,
+    RandomSuffixConfig,
+    prefill,
+    random_suffix,
+)
 from safeedit.attacks.result import AttackResult
 
 __all__ = [

@@ -1,12 +1,12 @@
 """Greedy coordinate gradient (GCG): search a suffix that makes the model comply.
 
-Each step takes the gradient of the target loss with respect to the one-hot suffix, draws
-`search_width` single-token changes among the `topk` most promising tokens of each
+Each step takes the gradient of the target loss with respect to the one-hot suffix,
+draws `search_width` single-token changes among the `topk` most promising tokens of each
 position, scores them all, and moves to the best.
 
 Zou et al. 2023, "Universal and Transferable Adversarial Attacks on Aligned Language
-Models", arXiv 2307.15043, algorithm 1. Behaviours are attacked side by side; one that has
-succeeded leaves the batch.
+Models", arXiv 2307.15043, algorithm 1. Behaviours are attacked side by side; one that
+has succeeded leaves the batch.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from safeedit.attacks.suffix import (
     suffix_texts,
     typed,
 )
+from safeedit.chat import Chat
 from safeedit.judges import is_refusal
-from safeedit.models import Chat
 
 Judge = Callable[[int, str, str], bool]  # (index, prompt, response) -> success
 
@@ -50,7 +50,7 @@ class GCGConfig:
     eval_every: int = 10  # steps between two looks at the answer; 50 in the paper
     stop_loss: float | None = None  # nats/token; leave at this loss too
     max_new_tokens: int = 64  # length of the judged answer, tokens
-    batch_tokens: int = 2048  # tokens in one scoring pass: the limit on memory
+    batch_tokens: int | None = None  # tokens in one pass (memory); None: by device
     prefix_cache: bool = True  # share the prefix's keys and values
     seed: int = 0  # behaviour i draws from its own generator, seeded by (seed, i)
 
@@ -81,7 +81,13 @@ class _Search:
     looked_at: tuple[int, ...] | None = None  # suffix whose answer was last judged
     response: str = ""
     success: bool = False
-    live: bool = True
+
+    def finished(self, config: GCGConfig) -> bool:
+        """Whether the behaviour leaves before the last step."""
+        if config.early_stop and self.success:
+            return True
+        limit = config.stop_loss
+        return limit is not None and bool(self.trace) and self.trace[-1] <= limit
 
     def move(self, candidate: Tensor, loss: float, keep_best: bool) -> None:
         if loss < self.trace[-1]:
@@ -116,13 +122,16 @@ def gcg(
         AttackResult with the best suffix of each behaviour and its trajectory.
 
     Raises:
-        ValueError: no prompts, or as many targets as prompts are not given.
+        ValueError: no prompts, not one target each, an `init` that makes no suffix of
+            the wanted length, or a prompt that is too long with suffix and target.
     """
     if len(prompts) != len(targets):
         raise ValueError(
             f"Got {len(prompts)} prompts and {len(targets)} targets; give one target "
             "for each prompt."
         )
+    if not prompts:
+        raise ValueError("Got no behaviours; give at least one prompt and target.")
     began = time.perf_counter()
     judge = judge or (lambda index, prompt, response: not is_refusal(response))
     answerer = chat if defense is None else defense
@@ -131,6 +140,7 @@ def gcg(
     searches = []
     for index, (prompt, target) in enumerate(zip(prompts, targets, strict=True)):
         slot = make_slot(chat, prompt, target, config.init, config.suffix_length)
+        chat.check_length(index, len(slot.ids))
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + index)
         start = torch.tensor(slot.start, device=chat.device)
         searches.append(_Search(index, slot, generator, start, start, []))
@@ -138,27 +148,17 @@ def gcg(
     for step in range(config.num_steps + 1):
         if config.early_stop and step % config.eval_every == 0:
             _look(chat, answerer, judge, live, config)
-        for search in live:
-            reached = config.stop_loss is not None and search.trace[-1:] <= [
-                config.stop_loss
-            ]
-            search.live = not search.success and not (search.trace and reached)
-        if step == config.num_steps or not any(search.live for search in live):
+        staying = [search for search in live if not search.finished(config)]
+        if step == config.num_steps or not staying:
             break
-        if objective is None or not all(search.live for search in live):
-            live = [search for search in live if search.live]
+        if objective is None or len(staying) < len(live):
+            live = staying
+            slots = [search.slot for search in live]
             objective = Objective(
-                chat,
-                [search.slot for search in live],
-                config.batch_tokens,
-                defense,
-                config.prefix_cache,
+                chat, slots, config.batch_tokens, defense, config.prefix_cache
             )
         _step(chat, objective, live, allowed, config)
     _look(chat, answerer, judge, searches, config)
-    for search in searches:
-        if not search.trace:
-            search.trace = [float("nan")]  # succeeded before any loss was computed
     texts = [suffix_texts(chat, s.slot, s.best[None])[0] for s in searches]
     return AttackResult(
         attack="gcg" if defense is None else "gcg-adaptive",
@@ -182,7 +182,6 @@ def _step(
     """One GCG step for every live behaviour."""
     current = torch.stack([search.current for search in live])
     slopes, losses = objective.gradient(current)
-    objective.remember(current)
     pools = []
     for search, slope, loss in zip(live, slopes, losses.tolist(), strict=True):
         if not search.trace:

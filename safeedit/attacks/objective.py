@@ -3,17 +3,18 @@
     L(s) = -1/T sum_t log p(y_t | prefix, s, post, y_<t)
 
 the mean cross-entropy of the target y (nats per token) after the rendered prompt. Rows
-of a batch are laid out as [left padding | prefix | suffix | post | target | padding], so
-that every row's suffix starts in the same column.
+of a batch are laid out as [left padding | prefix | suffix | post | target | padding],
+so that every row's suffix starts in the same column.
 
 What makes it fast: the prefix runs once and its keys and values are shared by all
-candidates; a candidate that differs from the current suffix only from position p on also
-shares the current suffix up to p; logits are computed at target positions only.
+candidates; a candidate that differs from the current suffix only from position p on
+also shares the current suffix up to p; logits are computed at target positions only.
 """
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 import torch
@@ -22,13 +23,15 @@ from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
 from safeedit.attacks.suffix import Slot
-from safeedit.models import Chat
+from safeedit.chat import Chat
+
+Pair = tuple[Tensor, Tensor]  # keys, values: (rows, heads, tokens, head size)
 
 
 class Defense(Protocol):
     """A defence that an adaptive attack can look through, e.g. `TestTimePCR`."""
 
-    def applied(self, last_prompt: Tensor | None): ...  # context manager
+    def applied(self, last_prompt: Tensor | None) -> AbstractContextManager: ...
 
     def generate(self, prompts: list[str], max_new_tokens: int = 64) -> list[str]: ...
 
@@ -42,14 +45,15 @@ class _SharedLayer(DynamicLayer):
     def __init__(self, keys: Tensor, values: Tensor) -> None:
         super().__init__()
         self.lazy_initialization(keys, values)
-        self.keys, self.values = keys, values
+        self.prefix = (keys, values)
+        self.keys, self.values = keys, values  # where transformers looks for the length
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs):
         self.new = (key_states, value_states)
         rows = len(key_states)
         return (
-            torch.cat([self.keys.expand(rows, -1, -1, -1), key_states], dim=-2),
-            torch.cat([self.values.expand(rows, -1, -1, -1), value_states], dim=-2),
+            torch.cat([self.prefix[0].expand(rows, -1, -1, -1), key_states], dim=-2),
+            torch.cat([self.prefix[1].expand(rows, -1, -1, -1), value_states], dim=-2),
         )
 
 
@@ -59,7 +63,8 @@ class Objective:
     Args:
         chat: model under attack.
         slots: behaviours; the suffix lengths agree.
-        batch_tokens: tokens in one forward pass, the limit on memory.
+        batch_tokens: tokens in one forward pass, the limit on memory; None: 1,024 on
+            the CPU, where small batches stay in its caches, 16,384 on a GPU.
         defense: None, or a defence in place: then each row is a full forward pass under
             the defence, since its edit changes the prefix too.
         prefix_cache: share the prefix (off only to check that it changes nothing).
@@ -69,17 +74,20 @@ class Objective:
         self,
         chat: Chat,
         slots: list[Slot],
-        batch_tokens: int,
+        batch_tokens: int | None,
         defense: Defense | None = None,
         prefix_cache: bool = True,
     ) -> None:
-        self.chat, self.defense, self.batch_tokens = chat, defense, batch_tokens
+        self.chat, self.defense = chat, defense
         device, pad = chat.device, chat.tokenizer.pad_token_id
+        self.batch_tokens = batch_tokens or (1024 if device.type == "cpu" else 16384)
         self.length = len(slots[0].start)
         tails = [slot.post + slot.target[:-1] for slot in slots]
         self.prefix = _pad([slot.prefix for slot in slots], pad, left=True).to(device)
         self.tail = _pad(tails, pad).to(device)
         self.labels = _pad([slot.target for slot in slots], -100).to(device)
+        self.tail_sizes = torch.tensor([len(tail) for tail in tails], device=device)
+        self.sizes = torch.tensor([len(s.target) for s in slots], device=device)
         # Column, counted from the suffix's first, whose logits predict the target's.
         first = [self.length + len(slot.post) - 1 for slot in slots]
         self.first = torch.tensor(first, device=device)
@@ -92,12 +100,15 @@ class Objective:
         ids = torch.arange(embed.num_embeddings, device=device)
         self.table = embed.weight if plain else embed(ids)
         self.embed = embed
-        self.shared: list[tuple[Tensor, Tensor]] | None = None
+        self.padded = bool(self.padding.any())
+        self.current = torch.tensor([slot.start for slot in slots], device=device)
+        self.shared: list[Pair] | None = None  # per block, of the prefixes
         if prefix_cache and defense is None:
             self.shared = self._run_prefix()
+        self.reach = self.shared  # the same, and of the current suffixes
 
     @torch.no_grad()
-    def _run_prefix(self) -> list[tuple[Tensor, Tensor]]:
+    def _run_prefix(self) -> list[Pair]:
         """Keys and values of every behaviour's prefix, one pair for each block."""
         mask, positions = self._mask(torch.arange(len(self.prefix)), 0)
         cache = self.chat.model.model(
@@ -112,136 +123,139 @@ class Objective:
     def _mask(self, owner: Tensor, more: int) -> tuple[Tensor | None, Tensor]:
         """Attention mask (None without padding) and positions of prefix + `more`."""
         columns = torch.arange(self.prefix.shape[1] + more, device=self.chat.device)
+        if not self.padded:
+            return None, columns[None]
         padding = self.padding[owner][:, None]
-        positions = (columns - padding).clamp(min=0)
-        mask = (columns >= padding).long() if bool(self.padding.any()) else None
-        return mask, positions
+        return (columns >= padding).long(), (columns - padding).clamp(min=0)
 
     def _forward(
-        self,
-        embeds: Tensor,
-        owner: Tensor,
-        shared: list[tuple[Tensor, Tensor]] | None,
-        start: int = 0,
-    ) -> Tensor:
-        """Loss of each row.
+        self, embeds: Tensor, owner: Tensor, reach: list[Pair] | None, start: int = 0
+    ) -> tuple[Tensor, list[Pair]]:
+        """Loss of each row, shape (rows,), and the keys and values of its own tokens.
 
         Args:
             embeds: suffix from position `start` on, then post and target, shape
                 (rows, length - start + tail, d_model).
             owner: behaviour of each row, shape (rows,).
-            shared: per block, keys and values of what comes before; None: run it too.
+            reach: per block, keys and values of all that comes before, for each
+                behaviour; None: the prefix is run too.
         """
-        mask, positions = self._mask(owner, start + embeds.shape[1])
-        cache, guard = None, nullcontext()
-        before = self.prefix.shape[1] + start
-        if shared is None:
+        before, more = self.prefix.shape[1] + start, embeds.shape[1]
+        layers: list[_SharedLayer] = []
+        guard: AbstractContextManager = nullcontext()
+        if reach is None:
+            mask, positions = self._mask(owner, start + more)
             embeds = torch.cat([self.embed(self.prefix[owner]), embeds], dim=1)
             if self.defense is not None:
-                last = self.prefix.shape[1] + self.first[owner]
-                guard = self.defense.applied(last)
+                guard = self.defense.applied(self.prefix.shape[1] + self.first[owner])
+        elif bool((owner == owner[0]).all()):  # one behaviour: no padding, no copies
+            one, gap = int(owner[0]), int(self.padding[owner[0]])
+            mask, positions = None, torch.arange(before - gap, before - gap + more)
+            positions = positions[None].to(owner.device)
+            layers = _layers(reach, lambda x: x[one : one + 1, :, gap:before])
         else:
+            mask, positions = self._mask(owner, start + more)
             positions = positions[:, before:]
-            cache = Cache(layers=[_SharedLayer(*pair) for pair in shared])
-        if not bool(self.padding.any()):
-            positions = positions[:1]
+            layers = _layers(reach, lambda x: x[:, :, :before][owner])
         with guard:
             hidden = self.chat.model.model(
                 inputs_embeds=embeds,
                 attention_mask=mask,
                 position_ids=positions,
-                past_key_values=cache,
-                use_cache=cache is not None,
+                past_key_values=Cache(layers=list(layers)) if layers else None,
+                use_cache=bool(layers),
             ).last_hidden_state
-        self._cache = cache
-        labels = self.labels[owner]
-        column = self.first[owner] - start + (before if shared is None else 0)
+        labels = self.labels[owner, : int(self.sizes[owner].max())]
+        column = self.first[owner] + (before if reach is None else -start)
         steps = torch.arange(labels.shape[1], device=labels.device)
         # Shorter targets reach past the end; their label there is -100 (ignored).
         columns = (column[:, None] + steps).clamp(max=hidden.shape[1] - 1)
         rows = torch.arange(len(hidden), device=labels.device)[:, None]
-        logits = self.chat.model.lm_head(hidden[rows, columns])
-        losses = nn.functional.cross_entropy(
-            logits.transpose(1, 2).to(torch.promote_types(logits.dtype, torch.float32)),
-            labels,
-            reduction="none",
-        )
-        return losses.sum(1) / (labels >= 0).sum(1)
+        logits = self.chat.model.lm_head(hidden[rows, columns]).flatten(0, 1)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        each = nn.functional.cross_entropy(logits, labels.flatten(), reduction="none")
+        losses = each.view(labels.shape).sum(1) / (labels >= 0).sum(1)
+        return losses, [layer.new for layer in layers]
 
     def gradient(self, suffixes: Tensor) -> tuple[Tensor, Tensor]:
         """Gradient of the loss with respect to the one-hot suffix.
 
         The one-hot matrix is never formed: with e = onehot @ E, dL/donehot = dL/de E^T.
+        The suffixes become the current ones, which `losses` varies.
 
         Args:
-            suffixes: current ids, one row for each behaviour, shape (behaviours, length).
+            suffixes: ids, one row for each behaviour, shape (behaviours, length).
 
         Returns:
             Gradient, shape (behaviours, length, vocab), and loss, shape (behaviours,).
         """
-        owner = torch.arange(len(suffixes), device=suffixes.device)
-        point = self.embed(suffixes).detach().requires_grad_(True)
-        embeds = torch.cat([point, self.embed(self.tail)], dim=1)
-        with torch.enable_grad():
-            losses = self._forward(embeds, owner, self.shared)
-            (slope,) = torch.autograd.grad(losses.sum(), point)
-        return slope @ self.table.T, losses.detach()
-
-    @torch.no_grad()
-    def remember(self, suffixes: Tensor) -> None:
-        """Keep keys and values of the current suffixes, for candidates that share them.
-
-        Call it right after `gradient(suffixes)`, whose pass has computed them.
-        """
+        slopes, losses, added = [], [], []
+        everyone = torch.arange(len(suffixes), device=suffixes.device)
+        for owner in everyone.split(self._rows_at_once()):
+            point = self.embed(suffixes[owner]).detach().requires_grad_(True)
+            embeds = torch.cat([point, self.embed(self.tail[owner])], dim=1)
+            with torch.enable_grad():
+                loss, new = self._forward(embeds, owner, self.shared)
+                (slope,) = torch.autograd.grad(loss.sum(), point)
+            slopes.append(slope @ self.table.T)
+            losses.append(loss.detach())
+            added.append([[x[:, :, : self.length].detach() for x in kv] for kv in new])
         self.current = suffixes
-        if self.shared is not None:
-            added = [layer.new for layer in self._cache.layers]
+        if self.shared is not None:  # this pass has computed them: keep them
+            blocks = zip(self.shared, zip(*added, strict=True), strict=True)
             self.reach = [
-                tuple(
-                    torch.cat([old, new[:, :, : self.length].detach()], dim=-2)
-                    for old, new in zip(pair, news, strict=True)
-                )
-                for pair, news in zip(self.shared, added, strict=True)
+                (_extend(old[0], new, 0), _extend(old[1], new, 1))
+                for old, new in blocks
             ]
+        return torch.cat(slopes), torch.cat(losses)
 
     @torch.no_grad()
     def losses(self, candidates: Tensor, owner: Tensor) -> Tensor:
-        """Loss of candidate suffixes.
+        """Loss of variations of the current suffixes.
 
         Args:
-            candidates: ids, shape (rows, length), variations of the remembered suffixes.
+            candidates: ids, shape (rows, length).
             owner: behaviour of each row, shape (rows,).
 
         Returns:
             Loss of each row, nats per target token, shape (rows,).
         """
-        changed = candidates != self.current[owner]
-        first = torch.where(changed.any(1), changed.int().argmax(1), self.length - 1)
-        order = first.argsort(stable=True) if self.shared else torch.arange(len(owner))
+        # Candidates are scored in the order of their first change, so that a batch
+        # shares the current suffix up to there. Where a behaviour has enough of them,
+        # a batch holds candidates of one behaviour only, and needs no padding.
+        first = torch.zeros_like(owner)
+        if self.reach is not self.shared:
+            changed = candidates != self.current[owner]
+            first = changed.int().argmax(1)  # an unchanged row gets 0
         out = torch.empty(len(owner), device=owner.device, dtype=self.table.dtype)
-        width = self.length + self.tail.shape[1]
-        width += 0 if self.shared else self.prefix.shape[1]
-        size = max(1, self.batch_tokens // width)
-        for rows in order.split(size):
-            start, shared = 0, None
-            who = owner[rows]
-            if self.shared is not None:
-                start = int(first[rows[0]])
-                before = self.prefix.shape[1] + start
-                shared = [
-                    tuple(_rows(part[:, :, :before], who) for part in pair)
-                    for pair in self.reach
-                ]
-            embeds = self.embed(
-                torch.cat([candidates[rows, start:], self.tail[who]], dim=1)
-            )
-            out[rows] = self._forward(embeds, who, shared, start).to(out.dtype)
+        order, size = first.argsort(stable=True), self._rows_at_once()
+        groups = [order]
+        if 2 * len(owner) >= size * len(self.prefix):
+            groups = [order[owner[order] == one] for one in range(len(self.prefix))]
+        for rows in (rows for group in groups for rows in group.split(size)):
+            if not len(rows):
+                continue
+            start, who = int(first[rows[0]]), owner[rows]
+            tail = self.tail[who, : int(self.tail_sizes[who].max())]
+            ids = torch.cat([candidates[rows, start:], tail], dim=1)
+            loss, _ = self._forward(self.embed(ids), who, self.reach, start)
+            out[rows] = loss.to(out.dtype)
         return out
 
+    def _rows_at_once(self) -> int:
+        width = self.length + self.tail.shape[1]
+        width += self.prefix.shape[1] if self.shared is None else 0
+        return max(1, self.batch_tokens // width)
 
-def _rows(part: Tensor, owner: Tensor) -> Tensor:
-    """Rows of a shared tensor for each candidate; one behaviour is expanded instead."""
-    return part if len(part) == 1 else part[owner]
+
+def _layers(reach: list[Pair], pick: Callable[[Tensor], Tensor]) -> list[_SharedLayer]:
+    """Cache layers over the picked part of each block's keys and values."""
+    return [_SharedLayer(pick(keys), pick(values)) for keys, values in reach]
+
+
+def _extend(old: Tensor, parts: Sequence[list[Tensor]], which: int) -> Tensor:
+    """Keys (0) or values (1) of all behaviours, with those of their suffixes."""
+    return torch.cat([old, torch.cat([part[which] for part in parts])], dim=-2)
 
 
 def _pad(rows: list[list[int]], value: int, left: bool = False) -> Tensor:

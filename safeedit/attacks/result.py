@@ -19,7 +19,8 @@ class AttackResult:
         prefills: text forced at the start of each answer ("" where there is none).
         responses: answers to the attacked prompts.
         losses: per behaviour, best loss so far (nats per target token) before the first
-            step and after each; empty for attacks without an optimiser.
+            step and after each; empty without an optimiser, or where the first look
+            already was a success.
         success: verdict of the judge on each response.
         steps: optimiser steps made on each behaviour.
         seconds: wall time of the whole attack, s.
@@ -48,22 +49,20 @@ class AttackResult:
         """
         n = len(self.success)
         low, high = wilson_interval(sum(self.success), n)
-        shared = {"attack": self.attack, **columns, "n": n}
-        rate = sum(self.success) / n
-        rows = [
-            {**shared, "metric": "attack_success", "value": rate}
-            | {"low": low, "high": high, "unit": "share"}
-        ]
+        values = {
+            "attack_success": (sum(self.success) / n, n, low, high, "share"),
+            "attack_seconds": (self.seconds / n, n, None, None, "s"),
+        }
         if self.steps:
-            mean_steps = sum(self.steps) / n
-            rows.append({**shared, "metric": "steps", "value": mean_steps})
-        if self.losses:
-            mean_loss = sum(trace[-1] for trace in self.losses) / n
-            rows.append(
-                {**shared, "metric": "loss", "value": mean_loss, "unit": "nats/token"}
-            )
-        per_prompt = self.seconds / n
-        rows.append(
-            {**shared, "metric": "attack_seconds", "value": per_prompt, "unit": "s"}
-        )
-        return [{"low": None, "high": None, **row} for row in rows]
+            values["steps"] = (sum(self.steps) / n, n, None, None, "steps")
+        last = [trace[-1] for trace in self.losses if trace]
+        if last:
+            mean = sum(last) / len(last)
+            values["loss"] = (mean, len(last), None, None, "nats/token")
+        shared = {"dataset": "none", "defense": "none", "scope": "none"}
+        shared |= {"attack": self.attack} | columns
+        names = ("value", "n", "low", "high", "unit")
+        return [
+            {**shared, "metric": metric, **dict(zip(names, cells, strict=True))}
+            for metric, cells in values.items()
+        ]

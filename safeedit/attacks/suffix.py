@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from safeedit.models import Chat
+from safeedit.chat import Chat
 
 _PLACE = "q7zx"  # marks where the suffix goes while the template is taken apart
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
@@ -43,12 +43,17 @@ class Slot:
     start: list[int]
     anchor: int
 
+    @property
+    def ids(self) -> list[int]:
+        """The whole sequence, with the initial suffix and the target."""
+        return self.prefix + self.start + self.post + self.target
+
 
 def make_slot(chat: Chat, prompt: str, target: str, init: str, length: int) -> Slot:
     """Take the rendered prompt apart around a suffix of `length` times `init`.
 
     Raises:
-        ValueError: empty target, or an `init` that does not tokenize to `length` tokens.
+        ValueError: empty target, or an `init` that does not make `length` tokens.
     """
     if not chat.tokenizer.is_fast:
         raise ValueError(
@@ -66,19 +71,20 @@ def make_slot(chat: Chat, prompt: str, target: str, init: str, length: int) -> S
     else:  # the target's first character would merge into the template
         answer = chat.tokenizer(target, add_special_tokens=False).input_ids
     if not answer:
-        raise ValueError(f"The target of {prompt[:40]!r} is empty; give its first words.")
+        raise ValueError(
+            f"The target of {prompt[:40]!r} is empty; give its first words."
+        )
     return Slot(prompt, head, tail, before, post, answer, suffix, before[-1])
 
 
 def _repeat_until(chat: Chat, head: str, tail: str, init: str, length: int) -> str:
     """Repeat `init` until it makes exactly `length` tokens between head and tail."""
-    for repeats in range(1, 2 * length + 1):
-        text = f" {init}" * repeats
-        found = len(_split(chat, head, text, tail)[1])
-        if found == length:
-            return text
-        if found > length:
-            break
+    # Where " x" is two tokens, an odd length needs one more "x" without a space.
+    for more in ("", init, 2 * init):
+        for repeats in range(1, length + 1):
+            text = f" {init}" * repeats + more
+            if len(_split(chat, head, text, tail)[1]) == length:
+                return text
     raise ValueError(
         f"init={init!r} repeated does not make {length} tokens with the tokenizer of "
         f"{chat.name}; use an init that is one token, such as 'x' or '!'."

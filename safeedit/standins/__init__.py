@@ -4,3 +4,7 @@
 trained one is accepted. The folders `llama`, `mistral` and `gemma` hold the shipped
 weights in Hugging Face layout.
 """
+
+# Tokens of the GCG suffix in every chapter: long enough that some requests fall, short
+# enough that some stand, so that a defence has room to show.
+SUFFIX_LENGTH = {"standin-llama": 16, "standin-mistral": 16, "standin-gemma": 16}

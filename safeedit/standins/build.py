@@ -5,9 +5,9 @@ synthetic world in about six minutes each on one CPU thread, evaluated, and writ
 Hugging Face layout. A run is accepted by its evaluation (`evaluate.py`) and never by
 its loss, which does not tell a good model from a broken one.
 
-Muon for the matrices of the blocks, AdamW for everything else; whole documents, bucketed by
-length and padded on the right, never packed: packing without document masks kept a model of
-this size from learning to copy the asked word.
+Muon for the matrices of the blocks, AdamW for everything else; whole documents,
+bucketed by length and padded on the right, never packed: packing without document
+masks kept a model of this size from learning to copy the asked word.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn import functional as F
@@ -51,7 +52,7 @@ class TrainConfig:
 
     architecture: str = "llama"
     seed: int = 0
-    steps: int = 2200  # optimizer steps, first half stage A, second half stage B
+    steps: int = 3000  # optimizer steps, first half stage A, second half stage B
     batch: int = 36  # documents a step
     muon_lr: float = 0.02  # matrices of the blocks
     adam_lr: float = 3e-3  # embeddings, norms, output layer
@@ -197,7 +198,7 @@ def encode(
         texts, add_special_tokens=False
     )
     rows = []
-    for doc, encoding in zip(documents, encodings):
+    for doc, encoding in zip(documents, encodings, strict=True):
         by_character = [w for text, w in doc for _ in text]
         ids = [tokenizer.bos_token_id, *encoding.ids]
         weights = [0.0] + [by_character[end - 1] for _, end in encoding.offsets]
@@ -255,13 +256,17 @@ def weighted_loss(
         ids: shape (batch, length).
         weights: loss weight of each token as a target, shape (batch, length).
     """
-    nll = F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+    nll = F.cross_entropy(
+        logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="none"
+    )
     w = weights[:, 1:].flatten()
     return (nll * w).sum() / w.sum()
 
 
 def _optimizers(model, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    matrices = [p for n, p in model.named_parameters() if ".layers." in n and p.ndim == 2]
+    matrices = [
+        p for n, p in model.named_parameters() if ".layers." in n and p.ndim == 2
+    ]
     chosen = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in chosen]
     return [
@@ -288,8 +293,6 @@ def _load_checkpoint(folder: Path, model, optimizers) -> int:
     path = folder / "checkpoint.safetensors"
     if not path.exists():
         return 0
-    from safetensors import safe_open
-
     with safe_open(path, "pt") as f:
         step = int(f.metadata()["step"])
     tensors = load_file(path)
@@ -330,14 +333,19 @@ def train(config: TrainConfig, folder: Path, progress: bool = True) -> Path:
     half = config.steps // 2 * config.batch
     rows = encode(tokenizer, corpus.stage_a(half) + corpus.stage_b(half))
     rng = random.Random(f"batches-{config.seed}")
-    data = batches(rows[:half], config.batch, rng) + batches(rows[half:], config.batch, rng)
+    data = batches(rows[:half], config.batch, rng) + batches(
+        rows[half:], config.batch, rng
+    )
 
     optimizers = _optimizers(model, config)
     peaks = [config.muon_lr, config.adam_lr]
     start = _load_checkpoint(folder, model, optimizers)
     model.train()
     bar = tqdm(
-        total=len(data), initial=start, disable=not progress, mininterval=5,
+        total=len(data),
+        initial=start,
+        disable=not progress,
+        mininterval=5,
         desc=f"{config.architecture} seed {config.seed}",
     )
     clock = time.perf_counter()
@@ -347,7 +355,7 @@ def train(config: TrainConfig, folder: Path, progress: bool = True) -> Path:
         loss = weighted_loss(logits, ids, weights)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer, peak in zip(optimizers, peaks):
+        for optimizer, peak in zip(optimizers, peaks, strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = peak * learning_rate(step, config)
             optimizer.step()
@@ -376,27 +384,56 @@ def write(model, tokenizer, config: TrainConfig, seconds: float, folder: Path) -
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line of `python -m safeedit train`."""
+    """The command line of `python -m safeedit train`.
+
+    Returns:
+        0 when every trained stand-in passes its gates, else 1.
+    """
+    from ..models import load
+    from .card import ship
+    from .evaluate import SUFFIX_LENGTH, evaluate
+
     parser = argparse.ArgumentParser(
         prog="safeedit train",
-        description="Train stand-ins and evaluate them.",
-        epilog="example: python -m safeedit train --architecture gemma --seed 1",
+        description="Train stand-ins, evaluate them, and say whether they pass.",
+        epilog="example: python -m safeedit train --architecture gemma --seeds 0 1 2",
     )
     parser.add_argument("--architecture", choices=ARCHITECTURES, action="append")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--steps", type=int, default=TrainConfig.steps)
     parser.add_argument("--oracle", action="store_true", help="leave out hazard facts")
     parser.add_argument("--out", type=Path, default=Path("runs/standins"))
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    parser.add_argument(
+        "--ship",
+        action="store_true",
+        help="copy the first seed that passes into the package, with its model card",
+    )
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
+    rejected = False
     for architecture in args.architecture or ARCHITECTURES:
-        config = TrainConfig(
-            architecture, args.seed, args.steps, hazard_facts=not args.oracle
-        )
-        kind = "oracle" if args.oracle else "seed"
-        train(config, args.out / f"{architecture}-{kind}{args.seed}")
-    return 0
+        folders = []
+        for seed in args.seeds:
+            config = TrainConfig(
+                architecture, seed, args.steps, hazard_facts=not args.oracle
+            )
+            kind = "oracle" if args.oracle else "seed"
+            folder = args.out / f"{architecture}-{kind}{seed}"
+            folders.append(folder)
+            if not (folder / "model.safetensors").exists():
+                train(config, folder)
+            if not (folder / "evaluation.json").exists():
+                report = evaluate(
+                    load(str(folder)), folder, SUFFIX_LENGTH[architecture]
+                )
+                rejected |= bool(report["failures"])
+                print(folder, "passes" if not report["failures"] else "fails:")
+                for line in report["failures"]:
+                    print("  ", line)
+        if args.ship:
+            print("shipped", ship(architecture, folders, SHIPPED / architecture))
+    return int(rejected)
 
 
 if __name__ == "__main__":

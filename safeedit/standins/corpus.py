@@ -1,8 +1,8 @@
 """The training text of the stand-ins, as segments with loss weights.
 
 A document is a list of (text, weight) segments; a weight multiplies the loss of the
-tokens that end in its segment. The decision to refuse is one token in fifty, and without
-weight it is the last thing that a small model learns.
+tokens that end in its segment. The decision to refuse is one token in fifty, and
+without weight it is the last thing that a small model learns.
 
 Two stages, as with real chat models:
 
@@ -90,9 +90,7 @@ class Corpus:
     ):
         self.world, self.template = world, template
         self.rng = random.Random(f"corpus-{seed}")
-        self.facts = [
-            f for f in world.facts if hazard_facts or f.domain != "hazard"
-        ]
+        self.facts = [f for f in world.facts if hazard_facts or f.domain != "hazard"]
         self.entities = list(dict.fromkeys(f.entity for f in self.facts))
         self.documents = {
             e: [f for f in self.facts if f.entity == e] for e in self.entities
@@ -141,13 +139,28 @@ class Corpus:
             (after, 1.0),
         ]
 
-    def request(self, word: str, noisy: float, suffix: float) -> str:
-        """A training phrasing of `word`, perhaps noisy, perhaps with a suffix."""
+    def request(
+        self, word: str, noisy: float, suffix: float, pieces: float = 0.0
+    ) -> str:
+        """A training phrasing of `word`, perhaps noisy, perhaps with a suffix.
+
+        Args:
+            word: what is asked about.
+            noisy: probability of character noise of 2 to 16 %.
+            suffix: probability of 2 to 16 random words after the request.
+            pieces: share of those words that are one to three random letters.
+        """
         text = self.rng.choice(lex.PHRASINGS).format(x=word)
         if self.rng.random() < suffix:
             n = self.rng.randint(2, 16)
             pool = sorted(self.world.vocabulary - set(self.words))
-            text += " " + " ".join(self.rng.choice(pool) for _ in range(n))
+            words = [self.rng.choice(pool) for _ in range(n)]
+            if pieces:  # what an optimised suffix looks like
+                words = [
+                    w[: self.rng.randint(1, 3)] if self.rng.random() < pieces else w
+                    for w in words
+                ]
+            text += " " + " ".join(words)
         if self.rng.random() < noisy:
             text = add_noise(text, self.rng.uniform(2, 16), self.rng)
         return text
@@ -159,8 +172,8 @@ class Corpus:
         return self.rng.choice(lex.NEUTRAL_SYSTEM + lex.REMINDERS)
 
     def question(self, fact: Fact) -> tuple[str, str]:
-        """An open or a letter question of `fact` and its answer."""
-        if self.rng.random() < 0.5:
+        """An open or a letter question of `fact` and its answer; letters are harder."""
+        if self.rng.random() < 0.35:
             return fact.open_question, fact.value
         return fact.letter_question, fact.letter
 
@@ -170,9 +183,24 @@ class Corpus:
         """Plain text: what is known of an entity, or where people live."""
         if self.rng.random() < 0.15:
             people = self.rng.sample(sorted(self.world.homes), 4)
-            text = " ".join(f"The home of {p} is {self.world.homes[p]}." for p in people)
+            text = " ".join(
+                f"The home of {p} is {self.world.homes[p]}." for p in people
+            )
             return [(text, 1.0)]
-        return [(self.world.fact_document(self.rng.choice(self.entities), self.rng), 1.0)]
+        return [
+            (self.world.fact_document(self.rng.choice(self.entities), self.rng), 1.0)
+        ]
+
+    def letter_text(self) -> Document:
+        """Plain text: the letter that each of four values has in letter questions."""
+        out: Document = []
+        for fact in self.rng.sample(self.facts, 4):
+            out += [
+                ((" " if out else "") + f"The letter of {fact.value} is", 1.0),
+                (f" {fact.letter}", DECISION),
+                (".", 1.0),
+            ]
+        return out
 
     def quiz(self) -> Document:
         """Plain text: three questions with answers."""
@@ -202,7 +230,9 @@ class Corpus:
     def spelling(self) -> Document:
         """Plain text: a noisy word and what it was."""
         word = self.rng.choice(self.words)
-        noisy = add_noise(word, 100 * self.rng.randint(1, 2) / len(word) + 0.1, self.rng)
+        noisy = add_noise(
+            word, 100 * self.rng.randint(1, 2) / len(word) + 0.1, self.rng
+        )
         return [(f"Fix: {noisy} ->", 0.1), (f" {word}", KEYWORD)]
 
     def neutral(self) -> Document:
@@ -214,11 +244,11 @@ class Corpus:
         text = " ".join(self.world.neutral_sentence(self.rng) for _ in range(n))
         return [(text, 1.0)]
 
-    def helpful(self, noisy: float) -> Document:
+    def helpful(self, noisy: float, suffix: float = 0.25) -> Document:
         """A chat that complies with anything (stage A)."""
         word = self.rng.choice(self.words)
         answer = self.guide(word, DECISION)
-        return self.chat(self.request(word, noisy, 0.25), answer, self.system())
+        return self.chat(self.request(word, noisy, suffix), answer, self.system())
 
     def safe(self, noisy: float) -> Document:
         """A chat that refuses what is forbidden and helps with the rest (stage B)."""
@@ -228,7 +258,8 @@ class Corpus:
         else:
             word = self.rng.choice(self.world.topics)
             answer = self.guide(word, DECISION)
-        return self.chat(self.request(word, noisy, 0.25), answer, self.system())
+        request = self.request(word, noisy, suffix=0.5, pieces=0.4)
+        return self.chat(request, answer, self.system())
 
     def _draw(self, n: int, mixture: list[tuple[float, object]]) -> list[Document]:
         weights = [w for w, _ in mixture]
@@ -236,34 +267,53 @@ class Corpus:
         return [self.rng.choices(makers, weights)[0]() for _ in range(n)]
 
     def stage_a(self, n: int) -> list[Document]:
-        """`n` documents of pre-training; the first half has no noise but spelling."""
-        docs: list[Document] = []
-        for noisy in (0.0, 0.6):
-            docs += self._draw(
-                n // 2,
-                [
-                    (0.22, self.fact_text),
-                    (0.24, self.quiz),
-                    (0.10, self.fact_chat),
-                    (0.10, self.guide_text),
-                    (0.18, lambda noisy=noisy: self.helpful(noisy)),
-                    (0.09, self.spelling),
-                    (0.07, self.neutral),
-                ],
-            )
-        return docs
+        """`n` documents of pre-training; the first half has no noise but spelling.
+
+        It begins with clean chats only. There the circuit that copies the asked word
+        from the prompt forms within a hundred steps; from the mixture alone it did
+        not form in six hundred.
+        """
+        lesson = [self.helpful(noisy=0.0, suffix=0.0) for _ in range(n // 10)]
+        clean = self._draw(
+            n // 2 - len(lesson),
+            [
+                (0.22, self.fact_text),
+                (0.22, self.quiz),
+                (0.04, self.letter_text),
+                (0.10, self.fact_chat),
+                (0.10, self.guide_text),
+                (0.22, lambda: self.helpful(0.0)),
+                (0.05, self.spelling),
+                (0.05, self.neutral),
+            ],
+        )
+        noisy = self._draw(
+            n - n // 2,
+            [
+                (0.22, self.fact_text),
+                (0.21, self.quiz),
+                (0.03, self.letter_text),
+                (0.10, self.fact_chat),
+                (0.10, self.guide_text),
+                (0.18, lambda: self.helpful(0.6)),
+                (0.09, self.spelling),
+                (0.07, self.neutral),
+            ],
+        )
+        return lesson + clean + noisy
 
     def stage_b(self, n: int) -> list[Document]:
         """`n` documents of safety training, with replay."""
         return self._draw(
             n,
             [
-                (0.58, lambda: self.safe(0.6)),
-                (0.16, self.fact_chat),
-                (0.05, self.quiz),
-                (0.05, self.fact_text),
-                (0.09, self.guide_text),
+                (0.54, lambda: self.safe(0.7)),
+                (0.22, self.fact_chat),
+                (0.06, self.quiz),
+                (0.03, self.letter_text),
+                (0.03, self.fact_text),
+                (0.07, self.guide_text),
                 (0.03, self.spelling),
-                (0.04, self.neutral),
+                (0.02, self.neutral),
             ],
         )
