@@ -1,0 +1,370 @@
+"""A chat model in one object: the only module that knows architectures.
+
+`Chat` joins model, tokenizer and chat template, and answers prompts greedily, in
+batches. Everything else in the kit sees a model through it. The three families of the
+kit (Llama, Mistral, Gemma) share the block layout that it relies on,
+`model.model.layers[l].mlp.down_proj`; other families with that layout work as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import torch
+from jinja2 import TemplateError
+from torch import nn
+from transformers import (
+    BatchEncoding,
+    DynamicCache,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+_PROBE = "q7zx"  # a string that no chat template contains
+
+
+class Chat:
+    """A chat model: prompts in, responses out.
+
+    Attributes:
+        model: the decoder, in eval mode, its parameters without gradients.
+        tokenizer: a fast tokenizer with a chat template; pads on the left.
+        name: what records call the model.
+        kind: "stand-in", "real", "local" or "random".
+        revision: commit of a downloaded model, else None.
+        folder: where it was loaded from, None for a model built in memory.
+        batch_size: prompts that go through the model together in `generate`.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        name: str,
+        kind: str = "random",
+        revision: str | None = None,
+        folder: Path | None = None,
+        batch_size: int = 32,
+    ) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.name, self.kind = name, kind
+        self.revision, self.folder = revision, folder
+        self.batch_size = batch_size
+        tokenizer.padding_side = "left"  # the last column is the last token of each row
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+        # What the tokenizer itself would put in front of a text.
+        self._adds_bos = tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]
+        self.supports_system = self._try_system()
+        self.stop_ids = self._find_stop_ids()
+
+    @classmethod
+    def from_parts(
+        cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str
+    ) -> Chat:
+        """Wrap a model and a tokenizer built in memory (tests, random weights)."""
+        return cls(model, tokenizer, name)
+
+    def __repr__(self) -> str:
+        return (
+            f"Chat({self.name!r}, {self.n_layers} blocks, {self.device}, {self.dtype})"
+        )
+
+    # Shapes and places
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.blocks)
+
+    @property
+    def d_model(self) -> int:
+        return self.model.config.hidden_size
+
+    @property
+    def d_ff(self) -> int:
+        return self.model.config.intermediate_size
+
+    @property
+    def context_length(self) -> int:
+        return self.model.config.max_position_embeddings
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """Decoder blocks, front to back."""
+        return list(self.model.model.layers)
+
+    @property
+    def down_projs(self) -> list[nn.Linear]:
+        """Per block, the map from h (..., d_ff) to the MLP output o (..., d_model)."""
+        return [block.get_submodule("mlp.down_proj") for block in self.blocks]  # type: ignore[misc]
+
+    def weight_name(self, layer: int) -> str:
+        """Name of a block's down_proj weight in `model.named_parameters()`."""
+        if not -self.n_layers <= layer < self.n_layers:
+            raise ValueError(
+                f"Layer {layer} is out of range: {self.name} has blocks 0 to "
+                f"{self.n_layers - 1} (or -{self.n_layers} to -1)."
+            )
+        return f"model.layers.{layer % self.n_layers}.mlp.down_proj.weight"
+
+    # Text to tokens
+
+    def render(
+        self,
+        prompts: Sequence[str],
+        system: str | None = None,
+        prefill: str | Sequence[str] | None = None,
+    ) -> list[str]:
+        """Put each prompt into the chat template, up to where the answer starts.
+
+        Args:
+            prompts: user turns.
+            system: system message; joined to the user turn where the template has no
+                system role.
+            prefill: text with which the answer starts, one for all or one each.
+        """
+        _check_prompts(prompts)
+        if prefill is None or isinstance(prefill, str):
+            prefills = [prefill or ""] * len(prompts)
+        else:
+            prefills = list(prefill)
+        if len(prefills) != len(prompts):
+            raise ValueError(
+                f"Got {len(prefills)} prefills for {len(prompts)} prompts; give one "
+                "string, or one for each prompt."
+            )
+        conversations = []
+        for prompt in prompts:
+            turns = [{"role": "user", "content": prompt}]
+            if system and self.supports_system:
+                turns.insert(0, {"role": "system", "content": system})
+            elif system:
+                turns[0]["content"] = f"{system}\n\n{prompt}"
+            conversations.append(turns)
+        texts = [self._template(turns) for turns in conversations]
+        return [text + start for text, start in zip(texts, prefills, strict=True)]
+
+    def encode(self, texts: Sequence[str]) -> BatchEncoding:
+        """Tokenize rendered texts: left padded, one BOS, on the model's device.
+
+        Returns:
+            BatchEncoding with input_ids and attention_mask, shape (batch, length).
+
+        Raises:
+            ValueError: an empty list, or a text longer than the context.
+        """
+        rows = self.encode_ids(texts)
+        for index, row in enumerate(rows):
+            self.check_length(index, len(row))
+        return self._pad(rows)
+
+    def _pad(self, rows: list[list[int]]) -> BatchEncoding:
+        """Left-padded rows and their mask, on the model's device."""
+        width, pad = max(map(len, rows)), self.tokenizer.pad_token_id
+        ids = [[pad] * (width - len(row)) + row for row in rows]
+        mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
+        batch = {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
+        return BatchEncoding(batch).to(self.device)
+
+    def encode_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Tokenize rendered texts without padding or a check of the length."""
+        _check_prompts(texts)
+        return self.tokenizer(
+            [self.with_bos(text) for text in texts],
+            add_special_tokens=False,
+            return_attention_mask=False,
+        ).input_ids
+
+    def check_length(self, index: int, length: int) -> None:
+        """Raise ValueError if prompt `index`, of `length` tokens, does not fit."""
+        if length > self.context_length:
+            raise ValueError(
+                f"Prompt {index} has {length} tokens with its chat template; the "
+                f"context of {self.name} is {self.context_length}. Shorten it."
+            )
+
+    def with_bos(self, text: str) -> str:
+        """Put BOS in front where the tokenizer would and the template did not."""
+        bos = self.tokenizer.bos_token
+        return bos + text if self._adds_bos and not text.startswith(bos) else text
+
+    # Generation
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        max_new_tokens: int = 64,
+        system: str | None = None,
+        prefill: str | Sequence[str] | None = None,
+        around: Callable[[], AbstractContextManager] = nullcontext,
+    ) -> list[str]:
+        """Answer prompts greedily.
+
+        Prompts of similar length share a batch; the answers come in the order of the
+        prompts. An answer ends at an end-of-turn token, after `max_new_tokens`, or
+        where the context is full.
+
+        Args:
+            prompts: user turns.
+            max_new_tokens: upper limit for each answer, in tokens.
+            system: see `render`.
+            prefill: see `render`; not part of what is returned.
+            around: gives a context manager that is entered once around each batch
+                (one prefill, then one token at a time), where hooks live.
+
+        Returns:
+            The new text of each answer, without special tokens.
+        """
+        rows = self.encode_ids(self.render(prompts, system, prefill))
+        for index, row in enumerate(rows):
+            self.check_length(index, len(row))
+        order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
+        answers = [""] * len(rows)
+        for start in range(0, len(order), self.batch_size):
+            some = order[start : start + self.batch_size]
+            batch = self._pad([rows[index] for index in some])
+            with around():
+                new = self.generate_ids(
+                    batch.input_ids, batch.attention_mask, max_new_tokens
+                )
+            before = [rows[index][-1] for index in some] if prefill else None
+            for index, answer in zip(some, self.decode(new, before), strict=True):
+                answers[index] = answer
+        return answers
+
+    @torch.no_grad()
+    def generate_ids(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        max_new_tokens: int,
+    ) -> torch.Tensor:
+        """Continue one left-padded batch greedily: one prefill, then token by token.
+
+        Args:
+            input_ids: shape (batch, length).
+            attention_mask: 0 on padding, shape (batch, length).
+            max_new_tokens: upper limit of new tokens.
+
+        Returns:
+            New tokens, shape (batch, new), padded after the end of each answer.
+        """
+        if max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens is {max_new_tokens}; give at least 1.")
+        stops = torch.tensor(sorted(self.stop_ids), device=input_ids.device)
+        padded = not bool(attention_mask.all())
+        positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
+        done = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        cache = DynamicCache(config=self.model.config)
+        room = self.context_length - input_ids.shape[1]
+        new: list[torch.Tensor] = []
+        ids = input_ids
+        for _ in range(min(max_new_tokens, room + 1)):
+            hidden = self.model.model(
+                input_ids=ids,
+                attention_mask=attention_mask if padded else None,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+            ).last_hidden_state
+            best = self.model.lm_head(hidden[:, -1]).argmax(-1)
+            best = torch.where(done, self.tokenizer.pad_token_id, best)
+            new.append(best)
+            done = done | torch.isin(best, stops)
+            if bool(done.all()):
+                break
+            ids = best[:, None]
+            positions = positions[:, -1:] + 1
+            attention_mask = nn.functional.pad(attention_mask, (0, 1), value=1)
+        return torch.stack(new, dim=1)
+
+    def decode(
+        self, new: torch.Tensor, before: Sequence[int] | None = None
+    ) -> list[str]:
+        """Text of new tokens, each row up to its end-of-turn token.
+
+        Args:
+            new: token ids, shape (batch, new).
+            before: the token before each row, where the text before it counts: some
+                decoders drop the space of the first token that they see.
+        """
+        rows = []
+        for row in new.tolist():
+            end = next((i for i, t in enumerate(row) if t in self.stop_ids), len(row))
+            rows.append(row[:end])
+        if before is None:
+            return self._decode(rows)
+        seen = self._decode([[token] for token in before])
+        whole = self._decode(
+            [[token, *r] for token, r in zip(before, rows, strict=True)]
+        )
+        return [text[len(start) :] for text, start in zip(whole, seen, strict=True)]
+
+    def _decode(self, rows: list[list[int]]) -> list[str]:
+        return self.tokenizer.batch_decode(
+            rows, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+
+    # The chat template, tried out
+
+    def _template(self, turns: list[dict[str, str]], answer: bool = True) -> str:
+        if not self.tokenizer.chat_template:
+            raise ValueError(
+                f"The tokenizer of {self.name} has no chat template, so it is not a "
+                "chat model. Use its instruction-tuned sibling, or set "
+                "chat.tokenizer.chat_template."
+            )
+        text = self.tokenizer.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=answer
+        )
+        return str(text)
+
+    def _try_system(self) -> bool:
+        """Whether a system message is accepted and shows up in the rendered text."""
+        if not self.tokenizer.chat_template:
+            return False
+        turns = [
+            {"role": "system", "content": _PROBE},
+            {"role": "user", "content": "a"},
+        ]
+        try:
+            return _PROBE in self._template(turns)
+        except TemplateError:  # templates of Gemma and Mistral refuse the role
+            return False
+
+    def _find_stop_ids(self) -> frozenset[int]:
+        """End-of-text tokens, and the special token that closes a turn."""
+        ids = {self.tokenizer.eos_token_id}
+        declared = self.model.generation_config.eos_token_id
+        ids.update(declared if isinstance(declared, list) else [declared])
+        if self.tokenizer.chat_template:
+            turns = [
+                {"role": "user", "content": "a"},
+                {"role": "assistant", "content": _PROBE},
+            ]
+            closing = self._template(turns, answer=False).split(_PROBE)[-1].strip()
+            first = self.tokenizer(closing, add_special_tokens=False).input_ids[:1]
+            ids.update(set(first) & set(self.tokenizer.added_tokens_decoder))
+        return frozenset(ids - {None})
+
+
+def _check_prompts(prompts: Sequence[str]) -> None:
+    if isinstance(prompts, str):
+        raise ValueError(f"Got one string, {prompts[:40]!r}; give a list of strings.")
+    if not prompts:
+        raise ValueError("Got an empty list of prompts; give at least one.")
+    for index, prompt in enumerate(prompts):
+        if not isinstance(prompt, str):
+            kind = type(prompt).__name__
+            raise ValueError(f"Prompt {index} is of type {kind}; give a string.")

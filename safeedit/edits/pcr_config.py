@@ -1,0 +1,112 @@
+"""The choices behind a PCR edit; the paper states none of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from safeedit.edits.concepts import PROVIDERS
+from safeedit.edits.geometry import METHODS
+
+POSITIONS = ("last", "prompt", "generated", "all")
+
+
+@dataclass(frozen=True)
+class PCRConfig:
+    """What is constrained, where, and how far. The paper states none of these."""
+
+    layers: int | tuple[int, ...] | None = None  # last k blocks, or block indices;
+    # None: the last 4, or all of a smaller model (paper.md 3, row 3)
+    positions: str = "last"  # "last": last prompt token; "prompt": every prompt
+    # token; "generated": from the last prompt token on; "all": both
+    scope: str = "per_prompt"  # or "shared": one edit from calibration prompts
+    kind: str = "weight"  # or "activation": each position moved by its own u,
+    # stronger and no weight intervention
+    provider: str = "mlp_output"  # what c_i is: see `concept_vectors`
+    eps: float | None = None  # radius, in units of o; None: from eps_factor
+    eps_factor: float = 1.1  # eps / median distance of o to its nearest concept
+    method: str = "exact"  # of project_out; "greedy" is the paper's
+    leading_space: bool = True  # concept words as inside a sentence
+    rescale: bool = False  # embedding providers: rows at the norm of the word's o
+    calibration: tuple[str, ...] = ()  # prompts that set eps (per layer)
+    system: str | None = None  # system message of calibration and edited prompts
+    random_direction: bool = False  # control: same length ||u||, random direction
+    sweeps: int = 50  # shared: upper limit of cyclic sweeps
+    ridge: float = 1e-8  # several positions: added to the Gram matrix of the h_j,
+    # relative to its mean diagonal
+    seed: int = 0  # of free and random directions
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("positions", POSITIONS),
+            ("scope", ("per_prompt", "shared")),
+            ("kind", ("weight", "activation")),
+            ("provider", PROVIDERS),
+            ("method", METHODS),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}; use one of {allowed}"
+                )
+        for name in ("eps", "eps_factor"):
+            value = getattr(self, name)
+            if value is None and name == "eps":
+                continue
+            if not (isinstance(value, int | float) and 0 < value < math.inf):
+                raise ValueError(f"{name} is {value!r}; it must be finite and > 0")
+        if self.kind == "weight" and self.positions in ("generated", "all"):
+            raise ValueError(
+                f'positions="{self.positions}" moves tokens that a weight edit made '
+                'before generation cannot know; use kind="activation"'
+            )
+        if self.kind == "activation" and self.scope == "shared":
+            raise ValueError(
+                "an activation edit depends on each position's own output; it has no "
+                'shared form: use scope="per_prompt" or kind="weight"'
+            )
+        if isinstance(self.calibration, str):
+            raise ValueError("calibration is one string; give a tuple of prompts")
+        object.__setattr__(self, "calibration", tuple(self.calibration))
+        if isinstance(self.layers, Sequence):
+            object.__setattr__(self, "layers", tuple(self.layers))
+
+
+def edited_layers(chat, config: PCRConfig) -> list[int]:
+    """The block indices that a config means for a model, front to back."""
+    n, layers = chat.n_layers, config.layers
+    if layers is None:
+        layers = min(4, n)
+    if isinstance(layers, int):
+        if not 1 <= layers <= n:
+            raise ValueError(
+                f"layers is {layers}; {chat.name} has {n} blocks: use 1 to {n} for the "
+                "last ones, or a tuple of block indices"
+            )
+        return list(range(n - layers, n))
+    if len(layers) == 0:
+        raise ValueError("layers is empty; name at least one block")
+    if any(not -n <= layer < n for layer in layers):
+        raise ValueError(
+            f"layers are {layers}; {chat.name} has blocks 0 to {n - 1} (or -{n} to -1)"
+        )
+    return sorted({layer % n for layer in layers})
+
+
+def provenance(chat, config: PCRConfig, layers: list[int], centres: dict) -> dict:
+    settings = asdict(config)
+    settings["calibration"] = len(config.calibration)
+    return {
+        "method": "pcr",
+        "model": chat.name,
+        "revision": chat.revision,
+        "dtype": str(chat.dtype),
+        "config": settings,
+        "edited_layers": layers,
+        "concepts": {str(layer): len(rows) for layer, rows in centres.items()},
+    }
+
+
+def by_name(values: dict[int, float]) -> dict[str, float]:
+    """Layers as strings, which is what JSON makes of them."""
+    return {str(layer): value for layer, value in values.items()}

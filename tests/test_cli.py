@@ -1,0 +1,147 @@
+"""The command line: help with an example, exit codes, errors without a traceback."""
+
+import subprocess
+import sys
+
+import pytest
+
+from safeedit import __main__ as cli
+from safeedit import notebooks, records, runner
+
+COMMANDS = ("doctor", "run", "reproduce", "notebooks", "fresh", "compare")
+
+SOURCE = """---
+kernelspec: {display_name: Python 3, language: python, name: python3}
+---
+# Empty
+
+```{code-cell} python3
+:tags: [parameters]
+model_name: str = "standin-llama"  # which
+seed: int = 0  # of nothing
+```
+"""
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A repository with one notebook."""
+    path = tmp_path / "notebooks" / "src" / "90_demo.md"
+    path.parent.mkdir(parents=True)
+    path.write_text(SOURCE)
+    return tmp_path
+
+
+def call(root, *words):
+    return cli.main([words[0], "--root", str(root), *words[1:]])
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example(command, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main([command, "--help"])
+    assert ended.value.code == 0
+    assert f"Example: python -m safeedit {command}" in capsys.readouterr().out
+
+
+def test_overview_names_every_command(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    out = capsys.readouterr().out
+    assert all(command in out for command in (*COMMANDS, "train"))
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["bake"], ["run"], ["reproduce", "--scale", "x"]]
+)
+def test_wrong_command_line_ends_with_two(words):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(words)
+    assert ended.value.code == 2
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["run", "99"], "allowed: 90_demo"),
+        (["run", "90", "-p", "sede=1"], "no parameter 'sede'"),
+        (["run", "90", "-p", "seed"], "NAME=VALUE"),
+        (["run", "90", "-p", "seed=one"], "want a int"),
+    ],
+)
+def test_errors_are_one_message(root, capsys, words, message):
+    assert call(root, *words) == 1
+    err = capsys.readouterr().err
+    assert message in err and "Traceback" not in err
+
+
+def test_fresh_lists_and_fails(root, capsys):
+    assert call(root, "fresh") == 1
+    assert "90_demo" in capsys.readouterr().out
+
+
+def test_fresh_is_silent_when_nothing_is_stale(root, capsys, monkeypatch):
+    monkeypatch.setattr(notebooks, "why_stale", lambda run: None)
+    assert call(root, "fresh") == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_a_failure_does_not_stop_the_others(root, capsys, monkeypatch):
+    (root / "notebooks/src/95_more.md").write_text(SOURCE)
+    seen = []
+
+    def refresh(run, force):
+        seen.append(run.source.name)
+        if run.source.name == "90_demo":
+            raise notebooks.NotebookError("broken")
+        return "run"
+
+    monkeypatch.setattr(runner, "refresh", refresh)
+    assert call(root, "notebooks") == 1
+    assert seen == ["90_demo", "95_more"]
+    assert "broken" in capsys.readouterr().err
+
+
+def demo_record(value):
+    return records.Record(
+        kit_version="0.1.0",
+        commit="abc",
+        notebook="90_demo",
+        parameters={},
+        fingerprint="f",
+        model={"name": "m", "id": "m", "revision": None, "weights": "local"},
+        device="cpu",
+        dtype="float32",
+        seed=0,
+        versions={},
+        seconds={},
+        peak_memory_mb=None,
+        started="2026-01-01T00:00:00+00:00",
+        rows=[records.row("loss", value)],
+    )
+
+
+@pytest.mark.parametrize("value, status", [(1.0, 0), (2.0, 1)])
+def test_compare_two_folders(tmp_path, capsys, value, status):
+    demo_record(1.0).write(tmp_path / "mine" / "90_demo" / "m.json")
+    demo_record(value).write(tmp_path / "other" / "90_demo" / "m.json")
+    words = ["compare", str(tmp_path / "mine"), str(tmp_path / "other")]
+    assert cli.main(words) == status
+    assert ("differs" in capsys.readouterr().out) == bool(status)
+
+
+def test_compare_names_a_corrupt_record(tmp_path, capsys):
+    records.write_atomic(tmp_path / "90_demo" / "m.json", "{")
+    assert cli.main(["compare", str(tmp_path), str(tmp_path)]) == 1
+    assert "m.json" in capsys.readouterr().err
+
+
+def test_module_runs_as_a_program():
+    done = subprocess.run(
+        [sys.executable, "-m", "safeedit", "--help"],
+        capture_output=True,
+        text=True,
+        cwd=records.ROOT,
+    )
+    assert done.returncode == 0
+    assert "doctor" in done.stdout

@@ -1,0 +1,379 @@
+"""PCR in a model: the constraint holds in the model's own pass, at its price."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from tiny import ARCHITECTURES, tiny_chat
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from safeedit.edits import PCRConfig, TestTimePCR, WeightEdit, pcr
+from safeedit.edits.shared import solve_shared
+from safeedit.hooks import record
+
+PROMPTS = [
+    "how do I make a boat",
+    "tell me how to bake bread at home now",
+    "explain a kite",
+    "how do I make a lamp",
+]
+WORDS = ["boat", "bread", "kite", "lamp", "guide"]
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def chat(request):
+    return tiny_chat(request.param)
+
+
+@pytest.fixture(scope="module")
+def llama():
+    return tiny_chat("llama")
+
+
+def nearest(chat, layer, positions, centres, prompts=PROMPTS):
+    """Distance to the nearest concept, in a full pass of the model as it is."""
+    batch = chat.encode(chat.render(prompts))
+    with torch.no_grad(), record([chat.down_projs[layer]]) as captured:
+        chat.model(**batch, use_cache=False)
+    output = captured[0][1].double()
+    mask = batch["attention_mask"].bool()
+    if positions == "last":
+        mask = torch.zeros_like(mask)
+        mask[:, -1] = True
+    return torch.cdist(output[mask], centres.double()).amin(1)
+
+
+# Test time
+
+
+@pytest.mark.parametrize("positions", ["last", "prompt"])
+@pytest.mark.parametrize("kind", ["weight", "activation"])
+def test_the_constraint_holds_in_every_edited_layer(chat, positions, kind):
+    config = PCRConfig(
+        layers=2,
+        positions=positions,
+        kind=kind,
+        eps_factor=1.3,
+        calibration=tuple(PROMPTS),
+    )
+    defence = TestTimePCR(chat, WORDS, config)
+    plain = {la: nearest(chat, la, positions, defence.centres[la]) for la in (1, 2)}
+    with defence.applied():
+        chat.model(**chat.encode(chat.render(PROMPTS)), use_cache=False)
+    for layer in (1, 2):
+        eps = defence.eps[layer]
+        assert float(defence.last[layer].margins.min()) >= -1e-6 * eps
+        with defence.applied():
+            moved = nearest(chat, layer, positions, defence.centres[layer])
+        assert float(moved.min()) >= eps * (1 - 1e-4)
+    assert float(plain[1].min()) < defence.eps[1]
+
+
+def test_eps_is_a_multiple_of_the_median_distance(llama):
+    config = PCRConfig(layers=(0,), eps_factor=1.7, calibration=tuple(PROMPTS))
+    defence = TestTimePCR(llama, WORDS, config)
+    distances = nearest(llama, 0, "last", defence.centres[0]).sort().values
+    assert defence.eps[0] == pytest.approx(1.7 * float(distances[1:3].mean()), rel=1e-6)
+    assert defence.info["eps"] == {"0": defence.eps[0]}
+    again = TestTimePCR(llama, WORDS, PCRConfig(layers=(0,), eps_factor=1.7))
+    with pytest.raises(ValueError, match="eps is not set"):
+        again.generate(PROMPTS)
+    assert again.calibrate(PROMPTS) == defence.eps
+
+
+def test_generation_equals_that_of_each_prompts_own_edit(chat):
+    config = PCRConfig(layers=2, eps_factor=1.5, calibration=tuple(PROMPTS))
+    defence = TestTimePCR(chat, WORDS, config)
+    together = defence.generate(PROMPTS, max_new_tokens=10)
+    settings = PCRConfig(layers=2, eps_factor=1.5, calibration=tuple(PROMPTS))
+    for prompt, answer in zip(PROMPTS, together, strict=True):
+        edit = pcr(chat, [prompt], WORDS, settings)
+        with edit.applied(chat):
+            # No cache and no one-pass trick: the edited weights, token by token.
+            ids = chat.encode(chat.render([prompt]))["input_ids"]
+            start = ids.shape[1]
+            for _ in range(10):
+                with torch.no_grad():
+                    step = chat.model(input_ids=ids, use_cache=False).logits[:, -1]
+                ids = torch.cat([ids, step.argmax(-1, keepdim=True)], 1)
+        assert chat.decode(ids[:, start:])[0] == answer
+    assert together != chat.generate(PROMPTS, max_new_tokens=10)
+
+
+def test_generation_in_small_batches_keeps_the_order(llama):
+    config = PCRConfig(layers=2, eps_factor=1.5, calibration=tuple(PROMPTS))
+    defence = TestTimePCR(llama, WORDS, config)
+    whole = defence.generate(PROMPTS, max_new_tokens=6)
+    llama.batch_size, size = 2, llama.batch_size
+    try:
+        assert defence.generate(PROMPTS, max_new_tokens=6) == whole
+    finally:
+        llama.batch_size = size
+
+
+def test_full_sequences_are_solved_at_the_given_index(llama):
+    config = PCRConfig(layers=2, eps_factor=1.5, calibration=tuple(PROMPTS))
+    defence = TestTimePCR(llama, WORDS, config)
+    batch = llama.encode(llama.render(PROMPTS[:1]))
+    prompt = batch["input_ids"]
+    longer = torch.cat([prompt, prompt[:, -3:]], 1)
+    last = torch.tensor([prompt.shape[1] - 1])
+    with torch.no_grad():
+        with defence.applied():
+            at_once = llama.model(prompt, use_cache=False).logits
+        with defence.applied(last):
+            teacher_forced = llama.model(longer, use_cache=False).logits
+            again = llama.model(longer, use_cache=False).logits
+        assert torch.allclose(teacher_forced[:, : last + 1], at_once, atol=1e-4)
+        assert torch.equal(teacher_forced, again)
+        with defence.applied():  # the same, through the cache
+            cache = llama.model(prompt, use_cache=True).past_key_values
+            rest = llama.model(longer[:, last + 1 :], past_key_values=cache).logits
+    assert torch.allclose(teacher_forced[:, last + 1 :], rest, atol=1e-4)
+    with pytest.raises(ValueError, match="last_prompt has 1 entries up to 99"):
+        with defence.applied(torch.tensor([99])):
+            llama.model(longer)
+
+
+def test_activation_edits_reach_generated_tokens(llama):
+    config = PCRConfig(layers=(1,), kind="activation", positions="generated", eps=30.0)
+    defence = TestTimePCR(llama, WORDS, config)
+    ids = llama.encode(llama.render(PROMPTS[:1]))["input_ids"]
+    layer = llama.down_projs[1]
+    with torch.no_grad(), defence.applied(), record([layer]) as captured:
+        cache = llama.model(ids, use_cache=True).past_key_values
+        prefill = captured[0][1]
+        llama.model(ids[:, -1:], past_key_values=cache)
+        step = captured[0][1]
+    centres = defence.centres[1].double()
+    far = torch.cdist(prefill[0].double(), centres).amin(1)
+    assert float(far[-1]) == pytest.approx(30.0, rel=1e-5) and float(far[0]) < 29
+    assert float(torch.cdist(step[0].double(), centres).min()) >= 30 - 1e-4
+
+
+def test_the_model_is_as_before(chat):
+    before = {n: p.detach().clone() for n, p in chat.model.named_parameters()}
+    config = PCRConfig(layers=2, eps_factor=1.5, calibration=tuple(PROMPTS))
+    defence = TestTimePCR(chat, WORDS, config)
+    defence.generate(PROMPTS, max_new_tokens=2)
+    pcr(chat, PROMPTS, WORDS, config)
+    with pytest.raises(RuntimeError), defence.applied():
+        raise RuntimeError
+    assert all(torch.equal(p, before[n]) for n, p in chat.model.named_parameters())
+    assert not any(m._forward_hooks for m in chat.model.modules())
+    assert not any(m._forward_pre_hooks for m in chat.model.modules())
+
+
+def test_no_dense_matrix_is_made_on_the_per_prompt_path(llama):
+    shape = (llama.d_model, llama.d_ff)
+
+    class Count(TorchDispatchMode):
+        seen = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            result = func(*args, **(kwargs or {}))
+            for item in result if isinstance(result, tuple | list) else [result]:
+                if isinstance(item, torch.Tensor) and item.numel():
+                    # A view of a weight (its transpose) shares its memory.
+                    sizes = {tuple(item.shape[-2:]), tuple(item.shape[-2:])[::-1]}
+                    Count.seen += shape in sizes and not item._is_view()
+            return result
+
+    config = PCRConfig(layers=3, eps_factor=1.5, calibration=tuple(PROMPTS))
+    defence = TestTimePCR(llama, WORDS, config)
+    with Count():
+        defence.generate(PROMPTS, max_new_tokens=3)
+    assert Count.seen == 0
+
+
+@pytest.mark.parametrize("positions", ["last", "prompt"])
+def test_gradient_through_the_edit_against_finite_differences(positions):
+    chat = tiny_chat("llama")
+    chat.model.double()
+    # One concept: a single active constraint, no change of the active set.
+    centre = torch.full((1, chat.d_model), 0.1, dtype=torch.float64)
+    config = PCRConfig(layers=2, positions=positions, eps=25.0)
+    defence = TestTimePCR(chat, centre, config)
+    ids = chat.encode(chat.render(PROMPTS[:1]))["input_ids"][:, :6]
+    embeds = chat.model.get_input_embeddings()(ids).detach().requires_grad_(True)
+    last = torch.tensor([3])
+
+    def loss(vectors):
+        with defence.applied(last):
+            logits = chat.model(inputs_embeds=vectors, use_cache=False).logits
+        return logits[0, -1].log_softmax(-1)[7]
+
+    (gradient,) = torch.autograd.grad(loss(embeds), embeds)
+    assert set(defence.last[1].status) == {"ok"}
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(4):
+        way = torch.randn(embeds.shape, generator=generator, dtype=torch.float64)
+        with torch.no_grad():
+            step = 1e-5
+            slope = (loss(embeds + step * way) - loss(embeds - step * way)) / (2 * step)
+        assert float((gradient * way).sum()) == pytest.approx(float(slope), rel=1e-4)
+
+
+def test_the_random_direction_control_has_the_same_length(llama):
+    settings = dict(layers=(1,), eps_factor=1.5, calibration=tuple(PROMPTS))
+    solved = pcr(llama, PROMPTS, WORDS, PCRConfig(**settings))
+    random = pcr(llama, PROMPTS, WORDS, PCRConfig(**settings, random_direction=True))
+    assert torch.allclose(solved.norm().per_prompt, random.norm().per_prompt, rtol=1e-4)
+    name = llama.weight_name(1)
+    assert not torch.allclose(solved.deltas[name].U, random.deltas[name].U, atol=0.1)
+
+
+# As a value
+
+
+def test_per_prompt_edits_are_the_papers_rank_one_formula(llama):
+    centre = torch.full((1, llama.d_model), 0.1)
+    batch = llama.encode(llama.render(PROMPTS))
+    with torch.no_grad(), record([llama.down_projs[1]]) as captured:
+        llama.model(**batch)
+    h, o = (t[:, -1].double() for t in captured[0])
+    eps = float((o - centre).norm(dim=1).median()) * 1.2
+    edit = pcr(llama, PROMPTS, centre, PCRConfig(layers=(1,), eps=eps))
+    r = o - centre
+    size = r.norm(dim=1)
+    scale = (eps - size).clamp_min(0) / (size * h.square().sum(1))
+    expected = scale[:, None, None] * r[:, :, None] * h[:, None, :]
+    delta = edit.deltas[llama.weight_name(1)]
+    assert delta.U.shape[-1] == 1
+    assert torch.allclose(delta.dense().double(), expected, atol=1e-6)
+    assert edit.info["layers"]["1"]["positions"] == 4
+
+
+def test_per_prompt_edits_survive_saving(llama, tmp_path):
+    config = PCRConfig(layers=2, eps_factor=1.3)
+    edit = pcr(llama, PROMPTS, WORDS, config)
+    back = WeightEdit.load(edit.save(tmp_path / "edit"), llama)
+    assert back.info == edit.info and back.batch == 4
+
+
+def test_edits_for_all_prompt_tokens_report_conditioning(llama):
+    edit = pcr(
+        llama, PROMPTS, WORDS, PCRConfig(layers=2, positions="prompt", eps_factor=1.3)
+    )
+    for layer in (1, 2):
+        row = edit.info["layers"][str(layer)]
+        assert row["largest_condition"] >= 1 and row["smallest_margin"] > -1e-3
+
+
+@pytest.mark.parametrize("positions", ["last", "prompt"])
+@pytest.mark.parametrize("method", ["exact", "greedy"])
+def test_one_shared_edit_serves_all_prompts(chat, positions, method):
+    config = PCRConfig(
+        layers=2, positions=positions, scope="shared", eps_factor=1.2, method=method
+    )
+    edit = pcr(chat, PROMPTS, WORDS, config)
+    assert edit.batch is None
+    with edit.applied(chat):
+        margins = edit.constraint.margins(chat)
+    for layer in (1, 2):
+        eps = edit.constraint.eps[layer]
+        assert float(margins[layer].min()) >= -1e-3 * eps
+        assert edit.info["layers"][str(layer)]["violated_before"] > 0
+    with pytest.raises(AssertionError):  # without the edit the promise is broken
+        for layer, values in edit.constraint.margins(chat).items():
+            assert float(values.min()) >= -1e-3 * edit.constraint.eps[layer]
+
+
+def test_a_shared_edit_can_be_merged(llama, tmp_path):
+    config = PCRConfig(layers=2, scope="shared", eps_factor=1.3)
+    edit = pcr(llama, PROMPTS, WORDS, config)
+    report = edit.merge(llama, tmp_path / "edited")
+    assert min(row["merged"] for row in report.values()) > -1e-4
+    assert (tmp_path / "edited" / "model.safetensors").is_file()
+
+
+def test_sharing_lets_outputs_cross_instead_of_fighting():
+    # Nearly parallel h, outputs on both sides of the concept: radial targets for
+    # both cost 12.7, pushing both to one side 1.7.
+    h = torch.tensor([[1.0, 0.0], [0.99, (1 - 0.99**2) ** 0.5]])
+    o = torch.tensor([[0.1], [-0.1]])
+    solution = solve_shared(h, o, torch.zeros(1, 1), 1.0)
+    assert float(solution.delta.norm()) < 2.0
+    assert float(solution.margins.min()) > -1e-5
+
+
+def test_tightening_shortens_and_keeps_the_margins():
+    generator = torch.Generator().manual_seed(0)
+    h = torch.randn(10, 30, generator=generator) + 0.5
+    o = torch.randn(10, 20, generator=generator) * 0.1
+    c = torch.randn(8, 20, generator=generator) * 0.15
+    loose = solve_shared(h, o, c, 1.0, tighten=False)
+    tight = solve_shared(h, o, c, 1.0, tighten=True)
+    assert float(tight.delta.norm()) < float(loose.delta.norm())
+    for solution in (loose, tight):
+        moved = o.double() + h.double() @ solution.delta.dense().double().T
+        margins = torch.cdist(moved, c.double()).amin(1) - 1
+        assert float(margins.min()) > -1e-5
+        assert torch.allclose(margins, solution.margins, atol=1e-5)
+
+
+# Bad input
+
+
+def test_a_no_op_is_said_aloud(llama):
+    for scope in ("per_prompt", "shared"):
+        config = PCRConfig(layers=2, eps=1e-3, scope=scope)
+        with pytest.warns(UserWarning, match="PCR changes nothing"):
+            edit = pcr(llama, PROMPTS, WORDS, config)
+        with edit.applied(llama):
+            assert float(edit.norm()) == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pcr(llama, PROMPTS, WORDS, PCRConfig(layers=2, eps_factor=1.3))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"eps": 0.0}, "eps is 0.0"),
+        ({"eps": -1.0}, "finite and > 0"),
+        ({"eps": float("nan")}, "eps is nan"),
+        ({"eps_factor": float("inf")}, "eps_factor is inf"),
+        ({"positions": "first"}, "positions is 'first'"),
+        ({"scope": "all"}, "scope is 'all'"),
+        ({"provider": "guess"}, "'unembedding'"),
+        ({"method": "best"}, "method is 'best'"),
+        ({"positions": "generated"}, 'kind="activation"'),
+        ({"kind": "activation", "scope": "shared"}, "no shared form"),
+        ({"calibration": "a prompt"}, "tuple of prompts"),
+    ],
+)
+def test_bad_configs_are_refused(options, words):
+    with pytest.raises(ValueError) as error:
+        PCRConfig(**options)
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize("layers", [0, 4, (3,), (0, -4), ()])
+def test_layers_out_of_range_are_refused(llama, layers):
+    with pytest.raises(ValueError, match="layers"):
+        pcr(llama, PROMPTS, WORDS, PCRConfig(layers=layers, eps=1.0))
+
+
+def test_activation_edits_are_not_weight_edits(llama):
+    config = PCRConfig(kind="activation", eps=1.0)
+    with pytest.raises(ValueError, match="not a weight edit"):
+        pcr(llama, PROMPTS, WORDS, config)
+    with pytest.raises(ValueError, match='scope="shared" use pcr'):
+        TestTimePCR(llama, WORDS, PCRConfig(scope="shared"))
+
+
+def test_bad_prompts_and_concepts_are_refused(llama):
+    config = PCRConfig(eps=1.0)
+    with pytest.raises(ValueError, match="empty list of prompts"):
+        pcr(llama, [], WORDS, config)
+    with pytest.raises(ValueError, match="give a list of words"):
+        pcr(llama, PROMPTS, [], config)
+    with pytest.raises(ValueError, match="needs \\(n, 32\\)"):
+        pcr(llama, PROMPTS, torch.zeros(3, 31), config)
+    with pytest.raises(ValueError, match="NaN"):
+        pcr(llama, PROMPTS, torch.full((3, 32), torch.nan), config)
+    with pytest.raises(ValueError, match="context"):
+        pcr(llama, ["a b c " * 200], WORDS, config)

@@ -1,0 +1,315 @@
+"""WeightEdit: what goes in comes out, and the model is as it was."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import ARCHITECTURES, tiny_chat
+from torch import nn
+
+import safeedit.edits.storage as storage
+from safeedit.edits import Constraint, LowRank, WeightEdit
+from safeedit.edits.storage import base_fingerprint
+from safeedit.hooks import record
+
+WORDS = ["how do I make a boat", "explain a kite"]
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def chat(request):
+    return tiny_chat(request.param)
+
+
+def low_rank(shape, rank=2, batch=None, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    lead = () if batch is None else (batch,)
+    return LowRank(
+        torch.randn(*lead, shape[0], rank, generator=generator),
+        torch.randn(*lead, shape[1], rank, generator=generator) / shape[1],
+    )
+
+
+def edit_of(chat, kind, layer=1, base=True, **options):
+    name = chat.weight_name(layer)
+    weight = chat.model.get_parameter(name)
+    delta = low_rank(weight.shape, **options)
+    info = {"method": "test", "model": chat.name}
+    if base:
+        info["base"] = base_fingerprint(chat, [name])
+    return WeightEdit({name: delta if kind == "low rank" else delta.dense()}, info)
+
+
+def state(chat):
+    return {name: p.detach().clone() for name, p in chat.model.named_parameters()}
+
+
+def same(one, two):
+    return all(torch.equal(one[name], two[name]) for name in one)
+
+
+@torch.no_grad()
+def logits(chat, prompts=WORDS):
+    return chat.model(**chat.encode(chat.render(prompts))).logits
+
+
+@pytest.mark.parametrize("kind", ["low rank", "dense"])
+def test_apply_changes_the_model_and_revert_is_bit_for_bit(chat, kind):
+    before, plain = state(chat), logits(chat)
+    edit = edit_of(chat, kind)
+    with edit.applied(chat):
+        assert not torch.allclose(logits(chat), plain)
+        assert same(before, state(chat)) == (kind == "low rank")
+    assert same(before, state(chat)) and torch.equal(logits(chat), plain)
+    with pytest.raises(KeyError), edit.applied(chat):
+        raise KeyError("inside")
+    assert same(before, state(chat)) and torch.equal(logits(chat), plain)
+    assert not any(m._forward_hooks for m in chat.model.modules())
+
+
+def test_low_rank_and_dense_do_the_same(chat):
+    with edit_of(chat, "low rank").applied(chat):
+        one = logits(chat)
+    with edit_of(chat, "dense").applied(chat):
+        two = logits(chat)
+    assert torch.allclose(one, two, atol=1e-4)
+
+
+def test_a_batched_edit_gives_each_prompt_its_own_change(chat):
+    edit = edit_of(chat, "low rank", batch=2)
+    with edit.applied(chat):
+        both = logits(chat)
+    batch = chat.encode(chat.render(WORDS))
+    for row in range(2):
+        alone = {key: value[row : row + 1] for key, value in batch.items()}
+        with edit.select([row]).applied(chat), torch.no_grad():
+            assert torch.allclose(
+                chat.model(**alone).logits[:, -1], both[row : row + 1, -1], atol=1e-4
+            )
+    with pytest.raises(ValueError, match="holds 2 prompts, the forward pass 1"):
+        with edit.applied(chat):
+            logits(chat, WORDS[:1])
+    assert not any(m._forward_hooks for m in chat.model.modules())
+
+
+def test_a_failing_dense_edit_changes_nothing(chat):
+    before = state(chat)
+    good, bad = edit_of(chat, "dense", layer=0), edit_of(chat, "dense", layer=1)
+    name = chat.weight_name(1)
+    wrong = WeightEdit({**good.deltas, name: bad.deltas[name][:, :3]})
+    with pytest.raises(ValueError, match="has shape"), wrong.applied(chat):
+        pass
+    with pytest.raises(ValueError, match="does not have"):
+        with WeightEdit({"model.nothing.weight": torch.zeros(1)}).applied(chat):
+            pass
+    with pytest.raises(ValueError, match="needs an nn.Linear"):
+        table = "model.embed_tokens.weight"
+        shape = chat.model.get_parameter(table).shape
+        with WeightEdit({table: low_rank(shape)}).applied(chat):
+            pass
+    assert same(before, state(chat))
+
+
+def test_norm_is_frobenius_without_a_dense_copy():
+    delta = low_rank((40, 60), rank=3, batch=4)
+    expected = torch.linalg.matrix_norm(delta.dense().double())
+    assert torch.allclose(delta.norm(), expected)
+    chat = tiny_chat("llama")
+    edit = edit_of(chat, "low rank") + edit_of(chat, "low rank", layer=2, seed=1)
+    dense = [d.dense().double().norm() for d in edit.deltas.values()]
+    norm = edit.norm(chat)
+    assert float(norm) == pytest.approx(float(torch.stack(dense).norm()))
+    assert sorted(norm.per_layer) == sorted(edit.deltas)
+    weights = [chat.model.get_parameter(n).double().norm() for n in edit.deltas]
+    assert norm.relative == pytest.approx(float(norm / torch.stack(weights).norm()))
+    assert edit.norm().relative is None
+
+
+def test_sum_and_multiple_act_on_the_weights(chat):
+    one, two = edit_of(chat, "low rank"), edit_of(chat, "low rank", seed=1)
+    name = chat.weight_name(1)
+    both = one * 2.0 + two
+    expected = 2 * one.deltas[name].dense() + two.deltas[name].dense()
+    assert torch.allclose(both.deltas[name].dense(), expected, atol=1e-5)
+    mixed = one + edit_of(chat, "dense", seed=1)
+    assert torch.allclose(
+        mixed.deltas[name], one.deltas[name].dense() + two.deltas[name].dense()
+    )
+    assert torch.allclose(
+        (0.5 * one).norm() * torch.ones(1), one.norm() * torch.tensor(0.5)
+    )
+    batched = one + edit_of(chat, "low rank", batch=3)
+    assert batched.batch == 3 and batched.deltas[name].U.shape[-1] == 4
+
+
+def test_edits_of_different_models_are_not_added():
+    one, two = (edit_of(tiny_chat("llama", seed=s), "low rank") for s in (0, 1))
+    with pytest.raises(ValueError, match="different models"):
+        one + two
+
+
+def test_the_random_direction_control_keeps_every_norm():
+    edit = edit_of(tiny_chat("llama"), "low rank", batch=3)
+    control = edit.randomised(seed=1)
+    assert torch.allclose(control.norm().per_prompt, edit.norm().per_prompt, rtol=1e-5)
+    name = next(iter(edit.deltas))
+    assert not torch.allclose(control.deltas[name].U, edit.deltas[name].U, atol=0.1)
+
+
+# Files
+
+
+@pytest.mark.parametrize("kind", ["low rank", "dense"])
+def test_save_and_load_are_exact(chat, tmp_path, kind):
+    edit = edit_of(chat, kind)
+    promise = Constraint(["a"], "last", {1: torch.randn(2, chat.d_model)}, {1: 0.5})
+    edit = WeightEdit(edit.deltas, {**edit.info, "note": [1, "x"]}, promise)
+    path = edit.save(tmp_path / "new" / "edit.safetensors")
+    back = WeightEdit.load(path, chat)
+    assert back.info == edit.info
+    assert back.constraint.eps == {1: 0.5} and back.constraint.texts == ["a"]
+    assert torch.equal(back.constraint.centres[1], promise.centres[1])
+    with edit.applied(chat):
+        expected = logits(chat)
+    with back.applied(chat):
+        assert torch.equal(logits(chat), expected)
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_broken_files_are_named(tmp_path):
+    chat = tiny_chat("llama")
+    path = edit_of(chat, "low rank").save(tmp_path / "edit.safetensors")
+    whole = path.read_bytes()
+    for content in (whole[: len(whole) // 2], whole[:5], b"", b"\xff" * 64):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="edit.safetensors is corrupt"):
+            WeightEdit.load(path)
+    with pytest.raises(FileNotFoundError, match="there is no edit at"):
+        WeightEdit.load(tmp_path / "none")
+    storage.save_file({"a": torch.zeros(1)}, path)
+    with pytest.raises(ValueError, match="has format None"):
+        WeightEdit.load(path)
+
+
+def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
+    chat = tiny_chat("llama")
+    path = edit_of(chat, "low rank").save(tmp_path / "edit.safetensors")
+    old = path.read_bytes()
+
+    def broken(*args, **kwargs):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(storage, "save_file", broken)
+    with pytest.raises(OSError, match="disk full"):
+        edit_of(chat, "low rank", seed=1).save(path)
+    assert path.read_bytes() == old
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_an_edit_of_another_model_is_refused(tmp_path):
+    chat = tiny_chat("llama")
+    edit = edit_of(chat, "low rank")
+    path = edit.save(tmp_path / "edit.safetensors")
+    for other, words in (
+        (tiny_chat("llama", seed=1), "its weights differ"),
+        (tiny_chat("mistral"), "its configuration or parameter shapes differ"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            WeightEdit.load(path, other)
+        with pytest.raises(ValueError, match=words), edit.applied(other):
+            pass
+        with edit.applied(other, strict=False):
+            pass
+
+
+def test_the_fingerprint_does_not_depend_on_the_dtype():
+    chat = tiny_chat("gemma")
+    names = [chat.weight_name(0)]
+    full = base_fingerprint(chat, names)
+    chat.model.to(torch.bfloat16)
+    assert base_fingerprint(chat, names) == full
+
+
+# Merge
+
+
+def promise_of(chat, edit):
+    """A constraint that the edit meets exactly: the concept is the old output."""
+    texts = chat.render(WORDS[:1])
+    batch = chat.encode(texts)
+    layer = chat.down_projs[1]
+    with torch.no_grad():
+        with record([layer]) as old:
+            chat.model(**batch)
+        with edit.applied(chat), record([layer]) as new:
+            chat.model(**batch)
+    centre = old[0][1][0, -1:].float()
+    eps = float((new[0][1][0, -1].float() - centre).norm())
+    return Constraint(texts, "last", {1: centre}, {1: eps})
+
+
+def test_merge_writes_a_folder_that_transformers_loads(chat, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    edit = edit_of(chat, "low rank")
+    edit = WeightEdit(edit.deltas, edit.info, promise_of(chat, edit))
+    before = state(chat)
+    report = edit.merge(chat, tmp_path / "merged")
+    assert same(before, state(chat))
+    assert abs(report[1]["merged"]) < 1e-4
+    with edit.applied(chat):
+        expected = logits(chat)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    with torch.no_grad():
+        found = loaded(**chat.encode(chat.render(WORDS))).logits
+    assert torch.allclose(found, expected, atol=1e-3)
+    with pytest.raises(FileExistsError, match="exists"):
+        edit.merge(chat, tmp_path / "merged")
+    assert [p.name for p in tmp_path.iterdir()] == ["merged"]
+
+
+def test_merge_refuses_when_rounding_loses_the_margin(tmp_path):
+    chat = tiny_chat("llama")
+    batch = chat.encode(chat.render(WORDS[:1]))
+    with torch.no_grad(), record([chat.down_projs[1]]) as captured:
+        chat.model(**batch)
+    h, o = (t[0, -1] for t in captured[0])
+    # Large weights that this prompt's h does not see: the output stays of the same
+    # size, the spacing of bfloat16 numbers near the weights becomes coarse.
+    noise = torch.randn(chat.d_model, chat.d_ff, generator=torch.Generator())
+    noise = noise - torch.outer(noise @ h, h) / h.square().sum()
+    chat.model.get_parameter(chat.weight_name(1)).add_(100 * noise)
+    chat.model.to(torch.bfloat16)
+    delta = LowRank(0.5 * o[:, None], h[:, None] / h.square().sum())
+    name = chat.weight_name(1)
+    edit = WeightEdit({name: delta}, {"base": base_fingerprint(chat, [name])})
+    edit = WeightEdit(edit.deltas, edit.info, promise_of(chat, edit))
+    before = state(chat)
+    with pytest.raises(ValueError, match="loses the constraint.*float32"):
+        edit.merge(chat, tmp_path / "merged")
+    assert same(before, state(chat)) and not list(tmp_path.iterdir())
+
+
+def test_merge_refuses_one_change_per_prompt(tmp_path):
+    chat = tiny_chat("llama")
+    with pytest.raises(ValueError, match='scope="shared"'):
+        edit_of(chat, "low rank", batch=2).merge(chat, tmp_path / "merged")
+
+
+@pytest.mark.parametrize(
+    ("u", "v"), [((3, 2), (4, 1)), ((3,), (4,)), ((2, 3, 1), (3, 4, 1))]
+)
+def test_factors_must_fit(u, v):
+    with pytest.raises(ValueError, match="U has shape"):
+        LowRank(torch.zeros(u), torch.zeros(v))
+
+
+def test_side_car_works_on_a_plain_linear_layer():
+    class Small:
+        name = "small"
+        model = nn.Sequential(nn.Linear(4, 3))
+
+    x = torch.randn(5, 4)
+    delta = low_rank((3, 4))
+    with WeightEdit({"0.weight": delta}).applied(Small):
+        moved = Small.model(x)
+    assert torch.allclose(moved - Small.model(x), x @ delta.dense().T, atol=1e-5)
