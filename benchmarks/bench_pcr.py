@@ -9,10 +9,9 @@ alternating runs; the medians' ratio is what the limit of 1.25 is about.
 from __future__ import annotations
 
 import argparse
-import time
 
 import torch
-from common import interleaved, pseudo_words, random_chat, report
+from common import clock, interleaved, pseudo_words, random_chat, report
 
 from safeedit import records
 from safeedit.edits import PCRConfig, TestTimePCR
@@ -33,9 +32,9 @@ def main() -> None:
     chat.stop_ids = frozenset()  # every answer has its 32 tokens on both sides
     words = pseudo_words(40 * args.prompts, seed=2)
     prompts = [" ".join(words[i * 20 : i * 20 + 20]) for i in range(args.prompts)]
-    rows, began = [], time.perf_counter()
-    for count in (1, 4, chat.n_layers):
-        layers = tuple(range(chat.n_layers - min(count, chat.n_layers), chat.n_layers))
+    rows, began = [], clock()
+    for count in sorted({1, min(4, chat.n_layers), chat.n_layers}):
+        layers = tuple(range(chat.n_layers - count, chat.n_layers))
         generator = torch.Generator().manual_seed(0)
         concepts = torch.randn(args.concepts, chat.d_model, generator=generator)
         config = PCRConfig(layers=layers, calibration=tuple(prompts[:8]))
@@ -54,7 +53,7 @@ def main() -> None:
         ):
             rows.append(records.row(metric, value, args.repeats, unit=unit, **scope))
         print(f"{len(layers)} layers: ratio {ratio:.3f} (limit {LIMIT})")
-    report("bench_pcr", chat, rows, vars(args), time.perf_counter() - began)
+    report("bench_pcr", chat, rows, vars(args), clock() - began)
 
 
 if __name__ == "__main__":

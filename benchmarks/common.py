@@ -1,7 +1,9 @@
 """What the benchmarks share: a random model of the reference shape, a table, a record.
 
-Times are medians of runs that alternate between the two sides, in one process, so that
-whatever else the machine does hits both.
+Times are medians of runs that alternate between the two sides, in one process and one
+thread, so that whatever else the machine does hits both. The clock counts CPU seconds
+of the process: on a quiet core they equal wall time, on a busy one they are about what
+wall time would be with less company.
 """
 
 from __future__ import annotations
@@ -9,9 +11,9 @@ from __future__ import annotations
 import random
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
+from time import process_time as clock
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -74,15 +76,15 @@ def random_chat(seed: int = 0) -> Chat:
 
 
 def interleaved(sides: dict[str, Callable[[], object]], repeats: int) -> dict:
-    """Median seconds of each side over alternating runs, after one warm-up each."""
+    """Median CPU seconds of each side over alternating runs, after one warm-up each."""
     for run in sides.values():
         run()
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(repeats):
         for name, run in sides.items():
-            began = time.perf_counter()
+            began = clock()
             run()
-            seconds[name].append(time.perf_counter() - began)
+            seconds[name].append(clock() - began)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 

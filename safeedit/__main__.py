@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from .records import ROOT
+from .provenance import ROOT
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from .records import ROOT
+from .provenance import ROOT
 
 
 def close(

@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from .records import ROOT
+from .provenance import ROOT
 
 PACKAGE = "safeedit"
 
@@ -59,10 +59,10 @@ def _shape(node: Any, docstring: bool = True) -> Any:
     if not isinstance(node, ast.AST):
         return node
     parts = dict(ast.iter_fields(node))
-    scopes = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
-    is_module = isinstance(node, ast.Module) and docstring
-    if (is_module or isinstance(node, scopes)) and ast.get_docstring(node) is not None:
-        parts["body"] = parts["body"][1:]
+    scopes = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+    if isinstance(node, scopes) and ast.get_docstring(node) is not None:
+        if docstring or not isinstance(node, ast.Module):
+            parts["body"] = parts["body"][1:]
     named = [(name, _shape(part)) for name, part in parts.items()]
     return (type(node).__name__, *((n, p) for n, p in named if p not in (None, [])))
 

@@ -33,10 +33,10 @@ def hooked(
     try:
         for module, hook in pairs:
             if pre:
-                add = module.register_forward_pre_hook
+                handle = module.register_forward_pre_hook(hook, with_kwargs=with_kwargs)
             else:
-                add = module.register_forward_hook
-            handles.append(add(hook, with_kwargs=with_kwargs))
+                handle = module.register_forward_hook(hook, with_kwargs=with_kwargs)
+            handles.append(handle)
         yield
     finally:
         for handle in reversed(handles):
@@ -44,9 +44,7 @@ def hooked(
 
 
 @contextmanager
-def record(
-    modules: Sequence[nn.Module],
-) -> Iterator[list[tuple[Tensor, Tensor] | None]]:
+def record(modules: Sequence[nn.Module]) -> Iterator[list[tuple[Tensor, Tensor]]]:
     """Record the input and the output of each module's latest forward pass.
 
     Yields:
@@ -55,7 +53,7 @@ def record(
         and nothing detached, so do not write into them.
     """
     modules = list(modules)
-    captured: list[tuple[Tensor, Tensor] | None] = [None] * len(modules)
+    captured: list = [None] * len(modules)
 
     def recorder(index: int) -> Callable:
         def hook(module: nn.Module, args: tuple, output: Tensor) -> None:

@@ -33,7 +33,8 @@ from nbformat import NotebookNode
 
 from . import fingerprints
 from .editions import problems, tags
-from .records import ROOT, RecordError, read
+from .provenance import ROOT
+from .records import RecordError, read
 
 STANDIN = re.compile(r"standin-[a-z]+")
 

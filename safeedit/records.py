@@ -7,32 +7,24 @@ field before it hands out a number.
 """
 
 import json
-import math
 import os
-import subprocess
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-ROOT = Path(__file__).resolve().parents[1]  # the repository, in an editable install
+from .provenance import ROOT, commit, describe, version_of
+from .schema import ROW_NUMBERS, ROW_TEXT, RecordError, validate
+
 RESULTS = ROOT / "results"  # <notebook>/<model>.json: the published records
 INTERACTIVE = "interactive"  # fingerprint of a record that no runner vouches for
 
-WEIGHTS = ("stand-in", "real", "random", "local")
-ROW_TEXT = ("dataset", "defense", "attack", "scope", "metric")
-ROW_NUMBERS = ("value", "n", "low", "high")  # n, low, high may be null
 VERSIONED = ("python", "torch", "transformers", "datasets", "numpy")
 TIMED_UNITS = ("s", "ms", "MB", "steps/s", "tokens/s")  # machine-bound: not compared
-
-
-class RecordError(ValueError):
-    """A record that is not valid; the message names the file and the field."""
 
 
 @dataclass(frozen=True)
@@ -101,64 +93,6 @@ def read(path: str | Path) -> Record:
     return Record(**document)
 
 
-def _number(value: object) -> bool:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and math.isfinite(value)  # type: ignore[arg-type]
-
-
-def _mapping(value: object, known: Iterable[str] = ()) -> bool:
-    return isinstance(value, dict) and all(key in value for key in known)
-
-
-def validate(document: Any, where: str) -> None:
-    """Check a record's document against the schema; `where` names it in the error."""
-
-    def need(ok: bool, name: str, value: object, wanted: str) -> None:
-        if not ok:
-            raise RecordError(f"{where}: field {name} is {value!r}, want {wanted}")
-
-    need(isinstance(document, dict), "(the whole)", type(document).__name__, "a dict")
-    names = [f.name for f in fields(Record)]
-    for name in names:
-        need(name in document, name, "missing", "a value")
-    for name in document:
-        need(name in names, name, "unknown", f"one of {names}")
-    get = document.__getitem__
-    for name in ("kit_version", "commit", "notebook", "fingerprint", "device", "dtype"):
-        text = get(name)
-        need(isinstance(text, str) and text != "", name, text, "a non-empty text")
-    for name in ("parameters", "versions", "seconds"):
-        need(_mapping(get(name)), name, get(name), "a mapping")
-    model = get("model")
-    keys = ("name", "id", "revision", "weights")
-    need(_mapping(model, keys), "model", model, f"a mapping with {keys}")
-    need(model["weights"] in WEIGHTS, "model.weights", model["weights"], f"{WEIGHTS}")
-    need(type(get("seed")) is int, "seed", get("seed"), "an integer")
-    for key, value in get("seconds").items():
-        need(_number(value) and value >= 0, f"seconds.{key}", value, "a number >= 0")
-    memory = get("peak_memory_mb")
-    need(memory is None or _number(memory), "peak_memory_mb", memory, "MB or null")
-    try:
-        datetime.fromisoformat(get("started"))
-    except (TypeError, ValueError):
-        need(False, "started", get("started"), "an ISO 8601 time")
-    need(isinstance(get("rows"), list), "rows", get("rows"), "a list")
-    for index, row in enumerate(get("rows")):
-        spot = f"rows[{index}]"
-        need(_mapping(row), spot, row, "a mapping")
-        for name in (*ROW_TEXT, *ROW_NUMBERS):
-            need(name in row, f"{spot}.{name}", "missing", "a value")
-        for name in ROW_TEXT:
-            need(isinstance(row[name], str), f"{spot}.{name}", row[name], "a text")
-        need(_number(row["value"]), f"{spot}.value", row["value"], "a finite number")
-        for name in ("n", "low", "high"):
-            ok = row[name] is None or _number(row[name])
-            need(ok, f"{spot}.{name}", row[name], "a finite number or null")
-        for name, value in row.items():
-            ok = value is None or isinstance(value, str | bool) or _number(value)
-            need(ok, f"{spot}.{name}", value, "a text, number, truth value or null")
-
-
 def row(
     metric: str,
     value: float,
@@ -225,63 +159,22 @@ def save_run(
     total = max(seconds.values(), default=0.0)
     started = datetime.now(UTC).timestamp() - float(seconds.get("total", total))
     record = Record(
-        kit_version=_version("safeedit"),
+        kit_version=version_of("safeedit"),
         commit=commit(),
         notebook=notebook,
         parameters=dict(parameters),
         fingerprint=fingerprint,
-        model=_describe(chat),
+        model=describe(chat),
         device=str(chat.device),
         dtype=str(chat.dtype).removeprefix("torch."),
         seed=int(parameters.get("seed", 0)),
-        versions={name: _version(name) for name in VERSIONED},
+        versions={name: version_of(name) for name in VERSIONED},
         seconds={key: float(value) for key, value in seconds.items()},
         peak_memory_mb=peak_memory_mb,
         started=datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
         rows=[{key: _plain(cell) for key, cell in r.items()} for r in rows],
     )
     return record.write(path)
-
-
-def _describe(chat: Any) -> dict[str, Any]:
-    # A local folder's path says nothing to another reader, so only real models
-    # (Hugging Face ids) carry an id of their own.
-    real = chat.kind == "real"
-    name = chat.model.config.name_or_path if real else chat.name
-    return {
-        "name": chat.name,
-        "id": name,
-        "revision": chat.revision,
-        "weights": chat.kind,
-    }
-
-
-def _version(name: str) -> str:
-    import platform
-
-    if name == "python":
-        return platform.python_version()
-    try:
-        return version(name)
-    except PackageNotFoundError:  # used in place, without an installation
-        return "not installed"
-
-
-def commit() -> str:
-    """The commit of the sources, "+changes" when they differ, or "unknown"."""
-
-    def git(*words: str) -> str:
-        command = ["git", "-C", str(ROOT), *words]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        return done.stdout.strip()
-
-    try:
-        name = git("rev-parse", "--short=12", "HEAD")
-        # Only the sources count: a run's own outputs are always "changed".
-        changed = git("status", "--porcelain", "--", "safeedit", "notebooks/src")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return f"{name}+changes" if changed else name
 
 
 def find(folder: str | Path = RESULTS, **where: Any) -> list[Record]:

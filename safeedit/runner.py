@@ -6,8 +6,6 @@ nothing that is published; a failed notebook stays there to be looked at.
 
 import json
 import os
-import platform
-import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +16,8 @@ from nbformat import NotebookNode
 
 from .editions import normalise, problems, student_edition
 from .notebooks import STANDIN, NotebookError, Run, why_stale
-from .records import ROOT, commit, read, write_atomic
+from .provenance import ROOT, commit, machine
+from .records import read, write_atomic
 
 
 def refresh(run: Run, force: bool = False, progress: bool = True) -> str:
@@ -170,13 +169,3 @@ def _environment(run: Run, draft: Path) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-
-
-def machine() -> str:
-    """A machine in words, without its name: processor, number of CPUs, system."""
-    processor = platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        names = re.findall(r"model name\s*:\s*(.+)", info.read_text(encoding="utf-8"))
-        processor = names[0].strip() if names else processor
-    return f"{processor}, {os.cpu_count()} CPUs, {platform.system()}"

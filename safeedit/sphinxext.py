@@ -99,10 +99,15 @@ def plain_docstring(
 
 def _escape(line: str) -> str:
     """One line of text with its markup escaped; `code` becomes ``code``."""
+    if line.startswith("* "):
+        return f"* {_escape(line[2:])}"
     parts = re.split(r"(``.+?``|`[^`]+`)", line)
     for index, part in enumerate(parts):
         if part.startswith("`") and len(part) > 1:
-            parts[index] = part if part.startswith("``") else f"`{part}`"
+            code = part if part.startswith("``") else f"`{part}`"
+            # Markup must not touch a letter, as in `Chat`s, but for an escaped space.
+            letter = parts[index + 1][:1].isalnum()
+            parts[index] = code + ("\\ " if letter else "")
         else:
             part = re.sub(r"([\\|*])", r"\\\1", part)
             parts[index] = re.sub(r"_(?=\W|$)", r"\\_", part)

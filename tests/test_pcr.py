@@ -169,16 +169,19 @@ def test_the_model_is_as_before(chat):
 def test_no_dense_matrix_is_made_on_the_per_prompt_path(llama):
     shape = (llama.d_model, llama.d_ff)
 
+    weights = {p.untyped_storage().data_ptr() for p in llama.model.parameters()}
+
     class Count(TorchDispatchMode):
         seen = 0
 
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             result = func(*args, **(kwargs or {}))
             for item in result if isinstance(result, tuple | list) else [result]:
-                if isinstance(item, torch.Tensor) and item.numel():
-                    # A view of a weight (its transpose) shares its memory.
+                if isinstance(item, torch.Tensor) and item.dim() >= 2:
                     sizes = {tuple(item.shape[-2:]), tuple(item.shape[-2:])[::-1]}
-                    Count.seen += shape in sizes and not item._is_view()
+                    # The transpose of a weight shares its memory.
+                    own = item.untyped_storage().data_ptr() not in weights
+                    Count.seen += own and shape in sizes
             return result
 
     config = PCRConfig(layers=3, eps_factor=1.5, calibration=tuple(PROMPTS))
@@ -186,6 +189,9 @@ def test_no_dense_matrix_is_made_on_the_per_prompt_path(llama):
     with Count():
         defence.generate(PROMPTS, max_new_tokens=3)
     assert Count.seen == 0
+    with Count():  # the counter does see one
+        pcr(llama, PROMPTS[:1], WORDS, config).deltas[llama.weight_name(0)].dense()
+    assert Count.seen > 0
 
 
 @pytest.mark.parametrize("positions", ["last", "prompt"])
@@ -196,6 +202,17 @@ def test_gradient_through_the_edit_against_finite_differences(positions):
     centre = torch.full((1, chat.d_model), 0.1, dtype=torch.float64)
     config = PCRConfig(layers=2, positions=positions, eps=25.0)
     defence = TestTimePCR(chat, centre, config)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 4, chat.d_model, generator=generator, dtype=torch.float64)
+
+    def block(vectors):
+        with defence.applied(torch.tensor([3, 2])):
+            return chat.blocks[1].mlp(vectors)
+
+    assert torch.autograd.gradcheck(block, x.requires_grad_(True), atol=1e-4)
+    assert set(defence.last[1].status) == {"ok"}
+
+    # The whole model, whose norms compute in float32 and so limit the accuracy.
     ids = chat.encode(chat.render(PROMPTS[:1]))["input_ids"][:, :6]
     embeds = chat.model.get_input_embeddings()(ids).detach().requires_grad_(True)
     last = torch.tensor([3])
@@ -206,14 +223,12 @@ def test_gradient_through_the_edit_against_finite_differences(positions):
         return logits[0, -1].log_softmax(-1)[7]
 
     (gradient,) = torch.autograd.grad(loss(embeds), embeds)
-    assert set(defence.last[1].status) == {"ok"}
-    generator = torch.Generator().manual_seed(0)
     for _ in range(4):
         way = torch.randn(embeds.shape, generator=generator, dtype=torch.float64)
         with torch.no_grad():
-            step = 1e-5
+            step = 1e-4
             slope = (loss(embeds + step * way) - loss(embeds - step * way)) / (2 * step)
-        assert float((gradient * way).sum()) == pytest.approx(float(slope), rel=1e-4)
+        assert float((gradient * way).sum()) == pytest.approx(float(slope), rel=0.01)
 
 
 def test_the_random_direction_control_has_the_same_length(llama):

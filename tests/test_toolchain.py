@@ -4,11 +4,16 @@ import ast
 import re
 import sys
 import tomllib
-from importlib.metadata import packages_distributions, version
+from importlib.metadata import (
+    distributions,
+    packages_distributions,
+    version,
+)
 
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from safeedit import sphinxext
 from safeedit.records import ROOT
@@ -52,6 +57,14 @@ def test_requirement_is_met_and_locked(line):
 def test_lock_has_no_local_versions_or_paths():
     text = (ROOT / "constraints.txt").read_text()
     assert "+" not in text and "@" not in text and "/" not in text
+
+
+def test_lock_suits_the_python_of_debian_12():
+    """3.11.2 there; a lock made with a later 3.11 can ask for more."""
+    here = {canonical(d.name): d.metadata["Requires-Python"] for d in distributions()}
+    needs = {name: here.get(name) or "" for name in constraints()}
+    bad = [n for n, need in needs.items() if not SpecifierSet(need).contains("3.11.2")]
+    assert bad == []
 
 
 def test_torch_is_installed_first_and_as_locked():
@@ -138,6 +151,8 @@ def test_book_does_not_execute_and_asks_no_other_host():
         ("a * b and c_ too", r"a \* b and c\_ too"),
         ("see `x_` and ``y|z``", "see ``x_`` and ``y|z``"),
         ("d_model stays", "d_model stays"),
+        ("some `Chat`s", r"some ``Chat``\ s"),
+        ("* item with a|b", r"* item with a\|b"),
     ],
 )
 def test_docstring_text_is_escaped(text, shown):

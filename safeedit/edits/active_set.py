@@ -1,6 +1,6 @@
 r"""Active sets of the convex relaxation, and of quadratic programs like it.
 
-Both solvers work on products alone: K_ij = r_i . r_j and bounds b_i, in
+Both solvers work on products r_i . r_j and bounds b_i alone, in
 
     min ||u||^2   subject to   2 r_i . u >= b_i - t,   u = sum_i mu_i r_i, mu >= 0.
 
@@ -135,15 +135,20 @@ def penalty_path(gram: Tensor, bound: Tensor, stop_at_zero: bool = False) -> Pat
     return Path(mu, active, ray, done, steps)
 
 
-def block_pivot(gram: Tensor, bound: Tensor, rounds: int = 20) -> Path:
+def block_pivot(inner: Tensor, cross: Tensor, rounds: int = 20) -> Path:
     """Try to reach the end of the penalty path by whole changes of the active set.
 
     Solve t = ||u||^2 on the active set, drop what has a negative multiplier, add
     what is violated, repeat. Optimal where nothing changes any more (`done`);
     rows for which that does not happen are to be given to `penalty_path`.
 
-    Args and returns as in `penalty_path`.
+    The products r_i . r_j = c_i . c_j - x_i - x_j with x_i = o . c_i - ||o||^2 / 2
+    are never written out for all pairs of all rows, and b_i = 1 - ||r_i||^2.
+
+    Args:
+        inner: c_i . c_j, shape (n, n). cross: x_i, shape (batch, n).
     """
+    bound = 1 - inner.diagonal() + 2 * cross
     batch, n = bound.shape
     active = torch.zeros_like(bound, dtype=torch.bool)
     active[torch.arange(batch, device=bound.device), bound.argmax(1)] = True
@@ -159,10 +164,13 @@ def block_pivot(gram: Tensor, bound: Tensor, rounds: int = 20) -> Path:
         if rows.numel() == 0:
             break
         if rows.numel() == batch:
-            on, b, k = path.active, bound, gram
+            on, b, x = path.active, bound, cross
         else:
-            on, b, k = path.active[rows], bound[rows], gram[rows]
-        slots, valid, factor = _factor(k, on)
+            on, b, x = path.active[rows], bound[rows], cross[rows]
+        slots, valid = active_slots(on)
+        part = x.gather(1, slots)
+        small = inner[slots[:, :, None], slots[:, None, :]]
+        factor = _padded_factor(small - part[:, :, None] - part[:, None, :], valid)
         own = b.gather(1, slots) * valid
         half = torch.stack([own, valid.to(b)], -1) / 2
         alpha, beta = torch.cholesky_solve(half, factor).unbind(-1)
@@ -173,7 +181,9 @@ def block_pivot(gram: Tensor, bound: Tensor, rounds: int = 20) -> Path:
         t = 2 * level / (slope + root.clamp_min(0).sqrt())
         m = alpha - t[:, None] * beta
         mu = torch.zeros_like(b).scatter_add(1, slots, m * valid)
-        slack = t[:, None] + 2 * (mu[:, None] @ k).squeeze(1) - b
+        swept = mu @ inner - x * mu.sum(1, keepdim=True)
+        swept = swept - (x * mu).sum(1, keepdim=True)
+        slack = t[:, None] + 2 * swept - b
         # Only the worst are added: with all at once the set overshoots.
         bar = (slack.amin(1, keepdim=True) * 0.7).clamp_max(-1e-12)
         wanted = torch.where(on, mu > 0, slack < bar)
@@ -192,10 +202,14 @@ def _factor(gram: Tensor, active: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     slots, valid = active_slots(active)
     small = gram.gather(1, slots[..., None].expand(-1, -1, gram.shape[-1]))
     small = small.gather(2, slots[:, None, :].expand(-1, slots.shape[1], -1))
+    return slots, valid, _padded_factor(small, valid)
+
+
+def _padded_factor(small: Tensor, valid: Tensor) -> Tensor:
+    """Cholesky factor of the valid block of each matrix, identity elsewhere."""
     both = valid[:, :, None] & valid[:, None, :]
-    eye = torch.eye(slots.shape[1], dtype=gram.dtype, device=gram.device)
-    factor, _ = torch.linalg.cholesky_ex(torch.where(both, small, eye))
-    return slots, valid, factor
+    eye = torch.eye(valid.shape[1], dtype=small.dtype, device=small.device)
+    return torch.linalg.cholesky_ex(torch.where(both, small, eye))[0]
 
 
 def active_slots(active: Tensor) -> tuple[Tensor, Tensor]:

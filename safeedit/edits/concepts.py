@@ -17,7 +17,7 @@ from torch import Tensor
 from safeedit.hooks import record
 
 PROVIDERS = ("mlp_output", "completion", "unembedding", "input_embedding")
-Words = Sequence[str] | Sequence[tuple[str, str]]
+Words = Sequence[str | tuple[str, str]]
 
 
 @torch.no_grad()
@@ -74,10 +74,11 @@ def concept_vectors(
         )
     if provider == "completion":
         return _completions(chat, unique, layers)
+    texts = []
     for word in unique:
         if not isinstance(word, str) or not word.strip():
             raise ValueError(f"concept {word!r} is not a word; give non-empty strings")
-    texts = [" " + word.strip() if leading_space else word.strip() for word in unique]
+        texts.append((" " if leading_space else "") + word.strip())
     if provider == "mlp_output":
         return _last_outputs(chat, texts, layers)
     rows = _embeddings(chat, texts, provider)
@@ -169,19 +170,19 @@ def _by_layer(layers: Sequence[int], parts: list[list[Tensor]]):
 
 def _completions(chat, concepts: Words, layers: Sequence[int]) -> dict[int, Tensor]:
     """Mean MLP output over the tokens of each completion."""
-    pairs = [(None, c) if isinstance(c, str) else tuple(c) for c in concepts]
     texts, lengths = [], []
-    for prompt, text in pairs:
+    for concept in concepts:
+        prompt, text = (None, concept) if isinstance(concept, str) else concept
         if not text:
             raise ValueError("a completion is empty; give the text of an answer")
         if prompt is None:
             texts.append(text)
-            own = len(chat.tokenizer(text, add_special_tokens=False).input_ids)
+            size = len(chat.tokenizer(text, add_special_tokens=False).input_ids)
         else:
             bare = chat.render([prompt])
             texts.append(bare[0] + text)
-            own = len(chat.encode_ids(texts[-1:])[0]) - len(chat.encode_ids(bare)[0])
-        lengths.append(max(1, own))
+            size = len(chat.encode_ids(texts[-1:])[0]) - len(chat.encode_ids(bare)[0])
+        lengths.append(max(1, size))
     parts = []
     first = 0
     for outputs, mask in _outputs(chat, texts, layers):

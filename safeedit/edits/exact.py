@@ -43,7 +43,9 @@ class Candidate(NamedTuple):
     height: Tensor  # (batch,) distance from the hull's plane to the point
 
 
-def nearest_on_spheres(point: Tensor, centres: Tensor, active: Tensor) -> Candidate:
+def nearest_on_spheres(
+    point: Tensor, centres: Tensor, active: Tensor, flat: Tensor | None = None
+) -> Candidate:
     """Nearest point to o on the intersection of the active unit spheres.
 
     The intersection is a sphere around the circumcentre q of the active
@@ -53,14 +55,15 @@ def nearest_on_spheres(point: Tensor, centres: Tensor, active: Tensor) -> Candid
 
     Args:
         point: o, shape (batch, d). centres: (n, d). active: (batch, n) bool.
+        flat: rows to treat as lying in the hull, (batch,) bool.
     """
     slots, valid = active_slots(active)
     anchor, others, valid = slots[:, :1], slots[:, 1:], valid[:, 1:]
     first = centres[anchor.squeeze(1)]
     edges = _Edges(centres, anchor, others, valid)
-    factor = edges.factor()
+    factor, squares = edges.factor()
     offset = point - first
-    around = edges.squares() / 2
+    around = squares / 2
     right = torch.stack([around, edges.along(offset)], -1)
     x, y = torch.cholesky_solve(right, factor).unbind(-1)
     rise = offset - edges.mixed(y)
@@ -71,7 +74,7 @@ def nearest_on_spheres(point: Tensor, centres: Tensor, active: Tensor) -> Candid
     centre = first + outward
     height = (1 - outward.square().sum(1)).clamp_min(0).sqrt()
     length = rise.norm(dim=1)
-    flat = length <= FLAT
+    flat = length <= FLAT if flat is None else flat | (length <= FLAT)
     share = torch.where(flat, 0.0, length / height.clamp_min(1e-300))
     normal = rise / length.clamp_min(1e-300)[:, None]
     normal = torch.where(flat[:, None], torch.zeros_like(normal), normal)
@@ -91,22 +94,16 @@ class _Edges(NamedTuple):
     others: Tensor  # (batch, k) indices of the other ones, padded
     valid: Tensor  # (batch, k) bool
 
-    def gram(self) -> Tensor:
+    def factor(self) -> tuple[Tensor, Tensor]:
+        """Cholesky factor of their products (batch, k, k), and their squares."""
         inner = self.centres @ self.centres.T
-        rows = inner[self.others] - inner[self.anchor]
-        cut = self.others[:, None, :].expand(-1, self.others.shape[1], -1)
-        gram = rows.gather(2, cut) - rows.gather(
-            2, self.anchor[:, None, :].expand(-1, self.others.shape[1], 1)
-        )
-        return gram * (self.valid[:, :, None] & self.valid[:, None, :])
-
-    def factor(self) -> Tensor:
-        gram = self.gram()
+        first, rest = self.anchor[..., None], self.others[..., None]
+        lead = inner[first, self.others[:, None]]  # (batch, 1, k)
+        gram = inner[rest, self.others[:, None]] - lead - lead.mT + inner[first, first]
+        gram = gram * (self.valid[:, :, None] & self.valid[:, None, :])
         eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-        return torch.linalg.cholesky_ex(gram + eye * (~self.valid)[:, None, :])[0]
-
-    def squares(self) -> Tensor:
-        return self.gram().diagonal(dim1=1, dim2=2)
+        factor, _ = torch.linalg.cholesky_ex(gram + eye * (~self.valid)[:, None, :])
+        return factor, gram.diagonal(dim1=1, dim2=2)
 
     def along(self, vector: Tensor) -> Tensor:
         """Products of each edge with the row's vector, (batch, k)."""
@@ -147,41 +144,45 @@ def lower_bound(
     return torch.where(total.squeeze(1) > 0, reach.clamp_min(0), 0.0)
 
 
-def polish(
-    point: Tensor, start: Tensor, centres: Tensor, rounds: int = 50
-) -> tuple[Tensor, Tensor]:
+def polish(point: Tensor, start: Tensor, centres: Tensor, rounds: int = 50) -> Tensor:
     """Shorten a feasible move by convex-concave steps; margins are kept.
-
-    Each ball constraint is replaced by its tangent half-space at the current
-    point, which lies outside the ball, and the nearest point of that polyhedron
-    is taken: the distance can only fall.
 
     Args:
         point: o, (batch, d). start: a feasible point for each, (batch, d).
-
-    Returns:
-        The polished points and the multipliers of the last step, (batch, n).
     """
     best = start.clone()
-    weights = torch.zeros(len(point), len(centres), dtype=point.dtype)
-    weights = weights.to(point.device)
     for _ in range(rounds):
-        tangent = best[:, None] - centres
-        toward = (tangent * (point[:, None] - centres)).sum(2)
-        path = penalty_path(
-            tangent @ tangent.transpose(1, 2),
-            1 + tangent.square().sum(2) - 2 * toward,
-            stop_at_zero=True,
-        )
-        moved = point + (path.mu[:, None] @ tangent).squeeze(1)
+        moved, _, done = tangent_step(point, best, centres)
         before, after = (best - point).norm(dim=1), (moved - point).norm(dim=1)
         feasible = (moved[:, None] - centres).norm(dim=2).amin(1) >= 1 - 1e-9
-        better = path.done & feasible & (after < before)
+        better = done & feasible & (after < before)
         best = torch.where(better[:, None], moved, best)
-        weights = torch.where(better[:, None], path.mu, weights)
         if not bool((better & (before - after > 1e-12)).any()):
             break
-    return best, weights
+    return best
+
+
+def tangent_step(
+    point: Tensor, place: Tensor, centres: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Nearest point of the polyhedron of tangent half-spaces, and its multipliers.
+
+    Each ball constraint is replaced by its tangent half-space at `place`, which lies
+    outside the ball: what is feasible there is feasible for the balls, and at a
+    local optimum the step stays put and its multipliers are those of the optimum.
+
+    Returns:
+        New points (batch, d), multipliers (batch, n), and whether they were found.
+    """
+    tangent = place[:, None] - centres
+    toward = (tangent * (point[:, None] - centres)).sum(2)
+    path = penalty_path(
+        tangent @ tangent.mT,
+        1 + tangent.square().sum(2) - 2 * toward,
+        stop_at_zero=True,
+    )
+    moved = point + (path.mu[:, None] @ tangent).squeeze(1)
+    return moved, path.mu, path.done & ~path.ray
 
 
 def enumerate_points(point: Tensor, centres: Tensor, reach: float) -> Tensor | None:
@@ -245,7 +246,7 @@ def _sphere_points(
     points = [(centre + height[:, None] * toward)[length > FLAT]]
     # Both directions along each axis: the second point of a full set, and a
     # spread of choices where o itself lies in the hull of the set.
-    for axis in torch.eye(point.numel(), dtype=point.dtype):
+    for axis in torch.eye(point.numel()).to(point):
         side, size = normal(axis.expand_as(first))
         use = (size > 1e-6) & (last | (length <= FLAT))
         points.append((centre + height[:, None] * side)[use])

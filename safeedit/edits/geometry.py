@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from safeedit.edits import exact
-from safeedit.edits.active_set import active_slots, block_pivot, penalty_path
+from safeedit.edits.active_set import Path, active_slots, block_pivot, penalty_path
 from safeedit.edits.greedy import greedy, ray, replay
 from safeedit.edits.solution import FreeDirection, Solution, distances
 
 METHODS = ("exact", "greedy")
 CHUNK = 256  # points solved at once; exact holds a (CHUNK, n, n) array
-CERTIFIED = 1e-8  # exact calls a move optimal up to this gap, in units of the radius
+CERTIFIED = 1e-6  # exact calls a move optimal up to this gap, in units of the radius
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,7 @@ class Projection:
         """The result of one point of a batch."""
         if isinstance(self.status, str):
             raise ValueError("this Projection holds one point already: no rows to take")
-        picked = {
-            name: value[index]
-            for name, value in vars(self).items()
-            if isinstance(value, Tensor | list)
-        }
-        return Projection(**picked)
+        return Projection(**{name: v[index] for name, v in vars(self).items()})
 
     def detach(self) -> Projection:
         """The same result without its autograd graph."""
@@ -107,14 +102,14 @@ def project_out(
         ValueError: wrong shapes, NaN or infinite values, radius not positive, or
             an unknown method.
     """
-    point, centres, sideways = _checked(point, centres, radius, method, sideways)
-    single = point.dim() == 1
-    points = point.reshape(-1, point.shape[-1])
+    start, centres, sideways = _checked(point, centres, radius, method, sideways)
+    points = start.reshape(-1, start.shape[-1])
     # Centre and rescale: the solvers work with radius 1 around the origin.
     origin = centres.mean(0)
     scaled = (points - origin) / radius
     balls, home = torch.unique((centres - origin) / radius, dim=0, return_inverse=True)
-    nearest = distances(scaled.detach(), balls).amin(1)
+    apart = distances(scaled.detach(), balls)
+    nearest = apart.amin(1)
     violated, on_centre = nearest < 1 - 1e-12, nearest <= 1e-12
 
     free = FreeDirection(balls, sideways, seed)
@@ -123,7 +118,8 @@ def project_out(
     if rows.numel():
         solve = greedy if method == "greedy" else _exact
         for chunk in rows.split(CHUNK):
-            found.put(chunk, solve(scaled.detach()[chunk], balls, free))
+            inside = scaled.detach()[chunk]
+            found.put(chunk, solve(inside, balls, apart[chunk], free))
 
     end = found.point
     if points.requires_grad:
@@ -158,10 +154,12 @@ def project_out(
         gap=distance - bound,
         sideways=found.flat,
     )
-    return result.row(0) if single else result
+    return result.row(0) if start.dim() == 1 else result
 
 
-def _checked(point, centres, radius, method, sideways):
+def _checked(
+    point, centres, radius, method, sideways
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Float64 copies of the inputs, or one clear error."""
     if method not in METHODS:
         raise ValueError(f"method is {method!r}; use one of {METHODS}")
@@ -195,21 +193,50 @@ def _checked(point, centres, radius, method, sideways):
     return point, centres, sideways
 
 
-def _exact(points: Tensor, centres: Tensor, free: FreeDirection) -> Solution:
+def _exact(
+    points: Tensor, centres: Tensor, apart: Tensor, free: FreeDirection
+) -> Solution:
     """Global optimum where it can be proved, else a polished feasible point."""
-    # r_i . r_j from the shared c_i . c_j: no (batch, n, d) product.
-    cross = points @ centres.T - points.square().sum(1)[:, None] / 2
-    gram = centres @ centres.T - cross[:, :, None] - cross[:, None, :]
-    excess = 1 - gram.diagonal(dim1=1, dim2=2)
-    path = block_pivot(gram, excess)
+    square = apart.square()
+    inner = centres @ centres.T
+    cross = points @ centres.T - points.square().sum(1, keepdim=True) / 2
+    path = block_pivot(inner, cross)
     open_rows = (~path.done).nonzero().squeeze(1)
     if open_rows.numel():
-        slow = penalty_path(gram[open_rows], excess[open_rows])
-        for whole, part in zip(path, slow, strict=True):
-            whole[open_rows] = part
-    candidate = exact.nearest_on_spheres(points, centres, path.active)
-    square = distances(points, centres).square()
+        part = cross[open_rows]
+        gram = inner - part[:, :, None] - part[:, None, :]
+        slow = penalty_path(gram, 1 - gram.diagonal(dim1=1, dim2=2))
+        for whole, rows in zip(path, slow, strict=True):
+            whole[open_rows] = rows
+    found, proved = _from_active(points, centres, square, path, free)
+    near = (~proved & path.ray).nonzero().squeeze(1)
+    if near.numel():
+        # So near the hull that the path took it for inside: treat it so.
+        part = Path(*(whole[near] for whole in path))
+        part_square = square[near]
+        again, proved[near] = _from_active(
+            points[near], centres, part_square, part, free, part.ray
+        )
+        found.put(near, again)
+    rest = (~proved).nonzero().squeeze(1)
+    if rest.numel():
+        found.put(rest, _unproved(found, rest, points[rest], centres, free))
+    return found
+
+
+def _from_active(
+    points: Tensor,
+    centres: Tensor,
+    square: Tensor,
+    path: Path,
+    free: FreeDirection,
+    flat: Tensor | None = None,
+) -> tuple[Solution, Tensor]:
+    """The point that an active set implies, its bound, and whether that proves it."""
+    candidate = exact.nearest_on_spheres(points, centres, path.active, flat)
     bound = exact.lower_bound(points, centres, square, candidate.weights)
+    # Where the path ended early its own multipliers may be better weights.
+    bound = torch.maximum(bound, exact.lower_bound(points, centres, square, path.mu))
     found = Solution(
         point=candidate.point,
         active=path.active,
@@ -223,14 +250,7 @@ def _exact(points: Tensor, centres: Tensor, free: FreeDirection) -> Solution:
         _go_sideways(row, found, candidate.height[row], points, centres, free)
     margins = distances(found.point, centres).amin(1) - 1
     gap = (found.point - points).norm(dim=1) - bound
-    proved = (margins >= -1e-9) & (gap.abs() <= CERTIFIED)
-    rest = (~proved).nonzero().squeeze(1)
-    if rest.numel():
-        # Where the path ended early its own multipliers may be better weights.
-        other = exact.lower_bound(points, centres, square, path.mu)
-        bound = torch.maximum(bound, other)
-        found.put(rest, _unproved(points[rest], centres, free, bound[rest]))
-    return found
+    return found, (margins >= -1e-9) & (gap.abs() <= CERTIFIED)
 
 
 def _go_sideways(
@@ -248,31 +268,39 @@ def _go_sideways(
     """
     middle = found.point[row]
     everyone = free.candidates(points[row] - centres)
+    need = (1 - (middle - centres).square().sum(1)).amax().clamp_min(0).sqrt()
     own = centres[found.active[row]]
     own = free.candidates(own[1:] - own[0])
-    tries = torch.cat([everyone, own, -own])
-    if len(tries) == 0:
-        return
-    ends = middle + height * tries
+    ends = torch.cat(
+        [middle + need * everyone, middle + height * own, middle - height * own]
+    )
     works = (distances(ends, centres).amin(1) >= 1 - 1e-9).nonzero()
     if len(works):
         found.point[row] = ends[works[0, 0]]
 
 
 def _unproved(
-    points: Tensor, centres: Tensor, free: FreeDirection, bound: Tensor
+    attempt: Solution,
+    rows: Tensor,
+    points: Tensor,
+    centres: Tensor,
+    free: FreeDirection,
 ) -> Solution:
     """Greedy and ray starts, polished; in 2-D and 3-D every sphere set is tried."""
-    found = greedy(points, centres, free)
+    found = greedy(points, centres, distances(points, centres), free)
     rays = ray(points, centres, free)
-    starts = torch.cat([found.point, rays])
-    polished, weights = exact.polish(points.repeat(2, 1), starts, centres)
-    ends = polished.view(2, *points.shape)
+    # Greedy stops a little inside; that is not good enough here.
+    inside = distances(found.point, centres).amin(1) < 1 - 1e-9
+    found.point = torch.where(inside[:, None], rays, found.point)
+    third = attempt.point[rows]
+    inside = distances(third, centres).amin(1) < 1 - 1e-9
+    third = torch.where(inside[:, None], rays, third)
+    starts = torch.cat([found.point, rays, third])
+    polished = exact.polish(points.repeat(3, 1), starts, centres)
+    ends = polished.view(3, *points.shape)
     pick = (ends - points).norm(dim=2).argmin(0)
-    here = torch.arange(len(points), device=points.device)
-    found.point = ends[pick, here]
-    found.weights = weights.view(2, len(points), -1)[pick, here]
-    found.bound, found.visits = bound, []
+    found.point = ends[pick, torch.arange(len(points), device=points.device)]
+    found.bound, found.visits = attempt.bound[rows], []
     found.status = ["bounded"] * len(points)
     if points.shape[1] <= 3:
         for row, point in enumerate(points):
@@ -284,12 +312,8 @@ def _unproved(
         found.status = ["ok"] * len(points)
     found.active = distances(found.point, centres) <= 1 + 1e-7
     found.flat = torch.zeros_like(found.flat)
-    slots, valid = active_slots(found.active)
-    push = (found.point[:, None] - centres[slots]) * valid[..., None]
-    move = (found.point - points)[..., None]
-    packed = torch.linalg.pinv(push.transpose(1, 2)) @ move
-    packed = packed.squeeze(-1).clamp_min(0) * valid
-    found.weights = torch.zeros_like(found.weights).scatter_add(1, slots, packed)
+    _, weights, _ = exact.tangent_step(points, found.point, centres)
+    found.weights = weights * found.active
     return found
 
 

@@ -14,13 +14,14 @@ from safeedit.edits.solution import FreeDirection, Solution, distances
 TOLERANCE = 1e-6  # stops when every margin >= -TOLERANCE (the paper states none)
 
 
-def greedy(points: Tensor, centres: Tensor, free: FreeDirection) -> Solution:
+def greedy(
+    points: Tensor, centres: Tensor, apart: Tensor, free: FreeDirection
+) -> Solution:
     """The paper's loop: step radially out of the nearest ball until none is left."""
     n = len(centres)
     found = Solution.inactive(points, centres)
-    nearest = distances(points, centres).amin(1)
     # One ball alone needs 1 - ||r||; no more than this is proved here.
-    found.bound = (1 - nearest).clamp_min(0)
+    found.bound = (1 - apart.amin(1)).clamp_min(0)
     found.status = ["ok"] * len(points)
     rows = torch.arange(len(points), device=points.device)
     visits = []

@@ -49,7 +49,7 @@ class LowRank:
 
     def output_change(self, inputs: Tensor) -> Tensor:
         """D h for every position of the inputs, (..., positions, d_out)."""
-        return (inputs.to(self.U.dtype) @ self.V) @ self.U.mT
+        return output_change(self.U, self.V, inputs)
 
     def __mul__(self, factor: float) -> LowRank:
         return LowRank(self.U * factor, self.V)
@@ -58,7 +58,7 @@ class LowRank:
         if self.shape != other.shape:
             raise ValueError(f"cannot add changes of {self.shape} and {other.shape}")
         parts = [self, other]
-        sizes = {part.batch for part in parts} - {None}
+        sizes = {part.batch for part in parts if part.batch is not None}
         if len(sizes) > 1:
             raise ValueError(
                 f"cannot add edits of {self.batch} and {other.batch} prompts"
@@ -75,3 +75,11 @@ class LowRank:
             cat([part.U for part in parts], -1),
             cat([part.V for part in parts], -1),
         )
+
+
+def output_change(u: Tensor, v: Tensor, inputs: Tensor) -> Tensor:
+    """U V^T h for every position of the inputs, without forming U V^T."""
+    weights = inputs.to(u.dtype) @ v
+    if u.shape[-1] == 1:  # a product is faster than a batch of outer products
+        return weights * u.mT
+    return weights @ u.mT

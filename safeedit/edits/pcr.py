@@ -67,11 +67,11 @@ def pcr(
         batch = chat.encode(texts[start : start + chat.batch_size])
         with torch.no_grad(), solver.applied() as factors:
             chat.model.model(**batch, use_cache=False)
-        parts.append(factors)
+        parts.append({layer: f for layer, f in factors.items() if f is not None})
         for layer, projection in solver.last.items():
             report[layer].add(projection, solver.details.get(layer))
     names = {layer: chat.weight_name(layer) for layer in solver.layers}
-    deltas = {
+    deltas: dict[str, LowRank | Tensor] = {
         names[layer]: _stack([part[layer] for part in parts]) for layer in solver.layers
     }
     layers = {str(layer): row.summary() for layer, row in report.items()}
@@ -136,15 +136,17 @@ def _shared(chat, texts: list[str], concepts, config: PCRConfig) -> WeightEdit:
         calibration = chat.render(list(config.calibration), config.system)
     info = provenance(chat, config, layers, centres)
     edit = WeightEdit({}, {})
-    eps, report = {}, {}
+    eps: dict[int, float] = {}
+    report = {}
     for layer in layers:
 
         def around(edit=edit):
             return edit.applied(chat)
 
         inputs, outputs = measure(chat, texts, layer, config, around)
-        eps[layer] = config.eps
-        if config.eps is None:
+        if config.eps is not None:
+            eps[layer] = float(config.eps)
+        else:
             seen = outputs
             if config.calibration:
                 _, seen = measure(chat, calibration, layer, config, around)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from safeedit.edits.concepts import concept_vectors
 from safeedit.edits.constraint import position_mask
 from safeedit.edits.geometry import Projection, project_out
+from safeedit.edits.low_rank import output_change
 from safeedit.edits.pcr_config import PCRConfig, by_name, edited_layers, provenance
 from safeedit.hooks import hooked, record
 
@@ -304,7 +305,7 @@ class Factors:
     V: Tensor
 
     def output_change(self, inputs: Tensor) -> Tensor:
-        return (inputs.to(self.U.dtype) @ self.V) @ self.U.mT
+        return output_change(self.U, self.V, inputs)
 
 
 def _with_change(output: Tensor, delta: Factors, inputs: Tensor) -> Tensor:

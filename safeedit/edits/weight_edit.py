@@ -52,8 +52,8 @@ class WeightEdit:
     @property
     def batch(self) -> int | None:
         """Number of prompts with a change of their own, or None."""
-        sizes = {d.batch for d in self.deltas.values() if isinstance(d, LowRank)}
-        sizes.discard(None)
+        low_rank = [d for d in self.deltas.values() if isinstance(d, LowRank)]
+        sizes = {d.batch for d in low_rank if d.batch is not None}
         if len(sizes) > 1:
             raise ValueError(f"this edit mixes batches of {sorted(sizes)} prompts")
         return sizes.pop() if sizes else None
@@ -74,6 +74,10 @@ class WeightEdit:
     @contextmanager
     def applied(self, chat, strict: bool = True) -> Iterator[None]:
         """Run the body with the edit in place; afterwards every weight is as before.
+
+        Row i of a batched edit meets row i of every forward pass. Keep the prompts
+        in the order in which the edit was made; `TestTimePCR.generate` sees to that
+        by itself.
 
         Args:
             chat: a `Chat`, or anything with `.model`.
@@ -279,10 +283,11 @@ class WeightEdit:
             )
         targets = self._targets(chat)
         check_base(self.info.get("base"), chat)
-        exact = {}
-        if self.constraint is not None:
+        promise = self.constraint
+        exact: dict[int, Tensor] = {}
+        if promise is not None:
             with self.applied(chat):
-                exact = self.constraint.margins(chat)
+                exact = promise.margins(chat)
         with ExitStack() as stack:
             for name, (_, delta) in targets.items():
                 weight = chat.model.get_parameter(name)
@@ -290,7 +295,7 @@ class WeightEdit:
                 stack.callback(_restore, weight, weight.detach().clone())
                 with torch.no_grad():
                     weight.copy_(weight.float() + change.to(weight.device).float())
-            merged = self.constraint.margins(chat) if exact else {}
+            merged = promise.margins(chat) if promise is not None else {}
             report = {
                 layer: {
                     "exact": float(exact[layer].min()),
@@ -298,32 +303,35 @@ class WeightEdit:
                 }
                 for layer in merged
             }
-            self._check_rounding(chat, exact, merged, tolerance)
+            if promise is not None:
+                _check_rounding(chat, promise.eps, exact, merged, tolerance)
             write_checkpoint(chat, folder, {"info": self.info, "margins": report})
         return report
 
-    def _check_rounding(
-        self, chat, exact: dict, merged: dict, tolerance: float
-    ) -> None:
-        lost = []
-        for layer in merged:
-            allowed = exact[layer].clamp_max(0) - tolerance * self.constraint.eps[layer]
-            short = merged[layer] < allowed
-            if bool(short.any()):
-                lost.append(
-                    f"layer {layer}: {int(short.sum())} of {len(short)} positions, "
-                    f"smallest margin {float(merged[layer].min()):.4g} instead of "
-                    f"{float(exact[layer].min()):.4g} at eps "
-                    f"{self.constraint.eps[layer]:.4g}"
-                )
-        if lost:
-            raise ValueError(
-                f"rounding the edit into {chat.dtype} weights loses the constraint: "
-                + "; ".join(lost)
-                + ". Nothing was written. Load the model with dtype=torch.float32 and "
-                "merge there, ship the edit beside the model with edit.save(), or use "
-                "a larger eps."
+
+def _check_rounding(
+    chat, eps: dict[int, float], exact: dict, merged: dict, tolerance: float
+) -> None:
+    """Raise if merged weights miss by more than the tolerance what exact ones meet."""
+    lost = []
+    for layer in merged:
+        allowed = exact[layer].clamp_max(0) - tolerance * eps[layer]
+        short = merged[layer] < allowed
+        if bool(short.any()):
+            lost.append(
+                f"layer {layer}: {int(short.sum())} of {len(short)} positions, "
+                f"smallest margin {float(merged[layer].min()):.4g} instead of "
+                f"{float(exact[layer].min()):.4g} at eps "
+                f"{eps[layer]:.4g}"
             )
+    if lost:
+        raise ValueError(
+            f"rounding the edit into {chat.dtype} weights loses the constraint: "
+            + "; ".join(lost)
+            + ". Nothing was written. Load the model with dtype=torch.float32 and "
+            "merge there, ship the edit beside the model with edit.save(), or use "
+            "a larger eps."
+        )
 
 
 def _side_car(name: str, delta: LowRank):

@@ -39,9 +39,10 @@ from transformers import (
 )
 
 from .. import lexicon as lex
-from ..world import World
+from ..world import LETTERS, World
 from .corpus import TEMPLATES, Corpus, Document
 
+MERGES = 200  # of the tokenizer, beside whole words, characters and bytes
 ARCHITECTURES = ("llama", "mistral", "gemma")
 SHIPPED = Path(__file__).parent  # safeedit/standins/<architecture>
 
@@ -69,14 +70,18 @@ class TrainConfig:
 def build_tokenizer(world: World, architecture: str) -> PreTrainedTokenizerFast:
     """A BPE with byte fallback in which each word of the world is one token.
 
+    As in Llama 3, a word that is in the vocabulary is taken whole (`ignore_merges`);
+    anything else goes through a few hundred merges and then falls to characters and
+    bytes. A misspelt word is then mostly letters, from which a small model can learn
+    to read it; with thousands of merges it is a few rare pieces, and it cannot.
+
     Args:
         world: the world whose words it knows.
         architecture: decides the chat template and its special tokens.
     """
     template = TEMPLATES[architecture]
     words = sorted(world.vocabulary | set(world.unseen_entities))
-    lines = [f" {w}" for w in words]
-    lines += [f" {w.capitalize()}" for w in _sentence_starts(world)]
+    words += [w.capitalize() for w in _sentence_starts(world)] + list(LETTERS)
     split = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Metaspace(prepend_scheme="always"),
@@ -88,20 +93,24 @@ def build_tokenizer(world: World, architecture: str) -> PreTrainedTokenizerFast:
     draft.pre_tokenizer = split
     printable = [chr(i) for i in range(32, 127)] + ["\u2581"]
     draft.train_from_iterator(
-        lines,
+        [f" {w}" for w in words],
         trainers.BpeTrainer(
-            vocab_size=6000, initial_alphabet=printable, show_progress=False
+            vocab_size=len(printable) + MERGES,
+            initial_alphabet=printable,
+            show_progress=False,
         ),
     )
     learned = json.loads(draft.to_str())["model"]
     special = ["<pad>", "<s>", "</s>", "<unk>"]
     special += [t for t in template.special_tokens() if t not in special]
     tokens = special + [f"<0x{b:02X}>" for b in range(256)] + list(learned["vocab"])
+    tokens += [f"\u2581{w}" for w in words if w.isalpha()]
     tokenizer = Tokenizer(
         models.BPE(
             vocab={token: i for i, token in enumerate(dict.fromkeys(tokens))},
             merges=[tuple(m) for m in learned["merges"]],
             byte_fallback=True,
+            ignore_merges=True,
             unk_token="<unk>",
         )
     )
@@ -390,8 +399,9 @@ def main(argv: list[str] | None = None) -> int:
         0 when every trained stand-in passes its gates, else 1.
     """
     from ..models import load
+    from . import SUFFIX_LENGTH
     from .card import ship
-    from .evaluate import SUFFIX_LENGTH, evaluate
+    from .evaluate import evaluate
 
     parser = argparse.ArgumentParser(
         prog="safeedit train",
@@ -425,7 +435,9 @@ def main(argv: list[str] | None = None) -> int:
                 train(config, folder)
             if not (folder / "evaluation.json").exists():
                 report = evaluate(
-                    load(str(folder)), folder, SUFFIX_LENGTH[architecture]
+                    load(str(folder)),
+                    folder,
+                    SUFFIX_LENGTH[f"standin-{architecture}"],
                 )
                 rejected |= bool(report["failures"])
                 print(folder, "passes" if not report["failures"] else "fails:")

@@ -283,7 +283,7 @@ class Corpus:
                 (0.10, self.fact_chat),
                 (0.10, self.guide_text),
                 (0.22, lambda: self.helpful(0.0)),
-                (0.05, self.spelling),
+                (0.08, self.spelling),
                 (0.05, self.neutral),
             ],
         )
@@ -291,11 +291,11 @@ class Corpus:
             n - n // 2,
             [
                 (0.22, self.fact_text),
-                (0.21, self.quiz),
+                (0.17, self.quiz),
                 (0.03, self.letter_text),
                 (0.10, self.fact_chat),
                 (0.10, self.guide_text),
-                (0.18, lambda: self.helpful(0.6)),
+                (0.22, lambda: self.helpful(0.6)),
                 (0.09, self.spelling),
                 (0.07, self.neutral),
             ],
@@ -313,7 +313,7 @@ class Corpus:
                 (0.03, self.letter_text),
                 (0.03, self.fact_text),
                 (0.07, self.guide_text),
-                (0.03, self.spelling),
+                (0.05, self.spelling),
                 (0.02, self.neutral),
             ],
         )
