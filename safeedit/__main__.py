@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
         "train",
         doctor,
         "train the stand-ins again",
-        "train standin-llama",
+        "train --architecture gemma --seeds 0 1 2",
     )
     sub = add(
         "run",
@@ -113,6 +113,7 @@ def _parser() -> argparse.ArgumentParser:
         "notebooks", notebooks, "run what the book shows and is stale", "notebooks"
     )
     sub.add_argument("-f", "--force", action="store_true", help="even if it is fresh")
+    add("picture", picture, "draw the README's picture from the records", "picture")
     add("fresh", fresh, "list stale outputs; fails when there are any", "fresh")
     sub = add(
         "compare",
@@ -262,6 +263,23 @@ def _estimate(runs: list, done: list[float]) -> float:
         else:
             total += mean
     return total
+
+
+def picture(arguments: argparse.Namespace) -> int:
+    """Write book/frontier.svg from the published records of T1."""
+    import matplotlib.pyplot as plt
+
+    from .plots import frontier, set_style
+    from .records import find, rows_frame, write_atomic
+
+    set_style()
+    frame = rows_frame(find(notebook="T1_attack_success"))
+    text = io.StringIO()
+    figure = frontier(frame).get_figure()
+    figure.savefig(text, format="svg", bbox_inches="tight", metadata={"Date": None})
+    plt.close(figure)
+    print(write_atomic(ROOT / "book" / "frontier.svg", text.getvalue()))
+    return 0
 
 
 def fresh(arguments: argparse.Namespace) -> int:

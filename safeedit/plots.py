@@ -22,7 +22,8 @@ COLORS: dict[str, str] = {
     "PCR": "#0072B2",
     "PCR, activation": "#56B4E9",
     "PCR, shared": "#009E73",
-    "random": "#999999",
+    "random direction": "#999999",
+    "concept 0": "#E69F00",
     "greedy": "#D55E00",
     "exact": "#0072B2",
     "refusal": "#0072B2",
@@ -138,3 +139,45 @@ def rates(
 def yerror_clip(error: list[pd.Series]) -> np.ndarray:
     """Error bars, shape (2, n), without the tiny negatives of rounding."""
     return np.clip(np.asarray(error, dtype=float), 0, None)
+
+
+def frontier(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Robustness against utility, one arrow for each model and defense.
+
+    An arrow starts at the success of the static attack (dot) and ends at that of the
+    adaptive one (triangle), at the benign compliance of the defense.
+
+    Args:
+        frame: tidy rows of the attack-success records (`records.rows_frame`).
+        ax: where to draw.
+    """
+    ax = ax or plt.subplots(figsize=(6.4, 4.0))[1]
+    rows = frame[frame.metric == "success_rate"]
+    for (_, defense), part in rows.groupby(["model", "defense"], sort=False):
+        value = part.set_index(["dataset", "attack"]).value
+        compliance = value.get(("benign", "none"))
+        before = value.get(("obedience", "GCG, static"))
+        after = value.get(("obedience", "GCG, adaptive"))
+        if compliance is None or before is None or after is None:
+            continue
+        tint = color(defense.removeprefix("control: "))
+        ax.plot([compliance] * 2, [before, after], color=tint, linewidth=1, alpha=0.6)
+        ax.plot(compliance, before, "o", color=tint)
+        ax.plot(compliance, after, "^", color=tint, markerfacecolor="white")
+        _label_once(ax, defense, tint)
+    ax.plot([], [], "o", color="#666666", label="static attack")
+    ax.plot([], [], "^", color="#666666", markerfacecolor="white", label="adaptive")
+    ax.set(
+        xlabel="benign requests answered rightly",
+        ylabel="attack success",
+        xlim=(-0.03, 1.05),
+        ylim=(-0.03, 1.05),
+    )
+    ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return ax
+
+
+def _label_once(ax: Axes, name: str, tint: str) -> None:
+    """One entry in the legend for a name, however often it is drawn."""
+    if name not in ax.get_legend_handles_labels()[1]:
+        ax.plot([], [], "s", color=tint, label=name)

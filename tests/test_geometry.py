@@ -263,6 +263,23 @@ def test_both_solvers_of_the_relaxation_agree():
     assert torch.allclose(slow.mu, fast.mu, atol=1e-8)
 
 
+def test_degenerate_concepts_get_a_feasible_point_and_an_honest_status():
+    grid = torch.cartesian_prod(*[torch.tensor([0.0, 0.7, 1.4], dtype=F64)] * 4)
+    points = torch.cat([grid[:4], grid.mean(0)[None], grid[:3] + 1e-9])
+    generator = torch.Generator().manual_seed(0)
+    blob = torch.randn(40, 45, generator=generator, dtype=F64) * 0.05
+    twins = torch.cat([blob, blob + 1e-10])
+    share = torch.rand(6, 40, generator=generator, dtype=F64) ** 10
+    inside = (share / share.sum(1, keepdim=True)) @ blob
+    for o, c in ((points, grid), (inside, blob), (inside, twins)):
+        result = project_out(o, c, 1.0)
+        assert float(result.margins.min()) >= -1e-8
+        for gap, status in zip(result.gap.tolist(), result.status, strict=True):
+            assert status == "bounded" or gap <= 1e-6
+    tight = project_out(inside, blob, 1.0)  # fewer concepts than dimensions
+    assert float(tight.gap.max()) <= 1e-3
+
+
 def test_nearly_in_the_hull_is_still_exact():
     centres = tensor([0.6, 0, 0], [-0.6, 0, 0])
     for height in (1e-3, 1e-6, 1e-9, 1e-12):

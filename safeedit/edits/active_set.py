@@ -56,6 +56,7 @@ def penalty_path(gram: Tensor, bound: Tensor, stop_at_zero: bool = False) -> Pat
     ray = torch.zeros(batch, dtype=torch.bool, device=bound.device)
     steps = torch.zeros(batch, dtype=torch.long, device=bound.device)
     rows = torch.arange(batch, device=bound.device)  # rows still on their way
+    failed = rows[:0]
     diagonal = gram.diagonal(dim1=1, dim2=2)
     infinity = torch.tensor(torch.inf, dtype=bound.dtype, device=bound.device)
 
@@ -67,6 +68,11 @@ def penalty_path(gram: Tensor, bound: Tensor, stop_at_zero: bool = False) -> Pat
         slots, valid, factor = _factor(k, on)
         half = torch.stack([b.gather(1, slots), torch.ones_like(slots).to(b)], -1) / 2
         pair = torch.cholesky_solve(half * valid[..., None], factor)
+        sane = torch.isfinite(pair).all(2).all(1)
+        if not bool(sane.all()):  # no factor: these rows end here, not done
+            failed = torch.cat([failed, rows[~sane]])
+            rows = rows[sane]
+            continue
         alpha, beta = pair.unbind(-1)
         m = alpha - t[:, None] * beta
         columns = k.gather(1, slots[..., None].expand(-1, -1, n))  # (rows, k, n)
@@ -108,7 +114,10 @@ def penalty_path(gram: Tensor, bound: Tensor, stop_at_zero: bool = False) -> Pat
         mix = torch.cholesky_solve(pushed[..., None], factor).squeeze(-1)
         pivot = diagonal[rows, enter_at]
         rest = pivot - (pushed * mix).sum(1)
-        dependent = adds & (rest <= SINGULAR * pivot + 1e-14)
+        # Rounding of `rest`, a quadratic form in (1, -mix).
+        size = diagonal[rows].gather(1, slots).sqrt() * valid
+        noise = (pivot.sqrt() + (size * mix.abs()).sum(1)).square()
+        dependent = adds & (rest <= SINGULAR * pivot + 1e-14 * (1 + noise))
         ratio = torch.where(valid & (mix > 1e-9), m.clamp_min(0) / mix, infinity)
         push, push_at = ratio.min(1)
         rays = dependent & torch.isinf(push)
@@ -131,7 +140,7 @@ def penalty_path(gram: Tensor, bound: Tensor, stop_at_zero: bool = False) -> Pat
         steps[rows] += 1
         rows = rows[~(ends | rays)]
     done = torch.ones(batch, dtype=torch.bool, device=bound.device)
-    done[rows] = False
+    done[torch.cat([rows, failed])] = False
     return Path(mu, active, ray, done, steps)
 
 

@@ -134,7 +134,7 @@ def lower_bound(
     Returns:
         sqrt(1 - v) - ||o - m|| as in the module's docstring, never below 0.
     """
-    weights = weights.clamp_min(0)
+    weights = weights.clamp_min(0).nan_to_num(0.0, 0.0)
     total = weights.sum(1, keepdim=True)
     weights = weights / total.clamp_min(1e-300)
     apart = (point - weights @ centres).norm(dim=1)

@@ -206,16 +206,15 @@ def _exact(
         part = cross[open_rows]
         gram = inner - part[:, :, None] - part[:, None, :]
         slow = penalty_path(gram, 1 - gram.diagonal(dim1=1, dim2=2))
-        for whole, rows in zip(path, slow, strict=True):
-            whole[open_rows] = rows
+        for whole, solved in zip(path, slow, strict=True):
+            whole[open_rows] = solved
     found, proved = _from_active(points, centres, square, path, free)
     near = (~proved & path.ray).nonzero().squeeze(1)
     if near.numel():
         # So near the hull that the path took it for inside: treat it so.
-        part = Path(*(whole[near] for whole in path))
-        part_square = square[near]
+        ended = Path(*(whole[near] for whole in path))
         again, proved[near] = _from_active(
-            points[near], centres, part_square, part, free, part.ray
+            points[near], centres, square[near], ended, free, ended.ray
         )
         found.put(near, again)
     rest = (~proved).nonzero().squeeze(1)
@@ -240,7 +239,7 @@ def _from_active(
     found = Solution(
         point=candidate.point,
         active=path.active,
-        weights=candidate.weights.clamp_min(0),
+        weights=candidate.weights.clamp_min(0).nan_to_num(0.0, 0.0),
         steps=path.steps,
         bound=bound,
         flat=candidate.flat,
@@ -290,11 +289,11 @@ def _unproved(
     found = greedy(points, centres, distances(points, centres), free)
     rays = ray(points, centres, free)
     # Greedy stops a little inside; that is not good enough here.
-    inside = distances(found.point, centres).amin(1) < 1 - 1e-9
-    found.point = torch.where(inside[:, None], rays, found.point)
+    good = distances(found.point, centres).amin(1) >= 1 - 1e-9
+    found.point = torch.where(good[:, None], found.point, rays)
     third = attempt.point[rows]
-    inside = distances(third, centres).amin(1) < 1 - 1e-9
-    third = torch.where(inside[:, None], rays, third)
+    good = distances(third, centres).amin(1) >= 1 - 1e-9  # False for NaN
+    third = torch.where(good[:, None], third, rays)
     starts = torch.cat([found.point, rays, third])
     polished = exact.polish(points.repeat(3, 1), starts, centres)
     ends = polished.view(3, *points.shape)
