@@ -229,7 +229,11 @@ class Chat:
         rows = self.encode_ids(self.render(prompts, system, prefill))
         for index, row in enumerate(rows):
             self.check_length(index, len(row))
-        order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
+        order = list(range(len(rows)))
+        if len(order) > self.batch_size:
+            # A single batch keeps its order: a batched edit, one change for each
+            # prompt, then meets the prompts that it was made for.
+            order.sort(key=lambda index: len(rows[index]))
         answers = [""] * len(rows)
         for start in range(0, len(order), self.batch_size):
             some = order[start : start + self.batch_size]

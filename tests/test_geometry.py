@@ -267,9 +267,9 @@ def test_degenerate_concepts_get_a_feasible_point_and_an_honest_status():
     grid = torch.cartesian_prod(*[torch.tensor([0.0, 0.7, 1.4], dtype=F64)] * 4)
     points = torch.cat([grid[:4], grid.mean(0)[None], grid[:3] + 1e-9])
     generator = torch.Generator().manual_seed(0)
-    blob = torch.randn(40, 45, generator=generator, dtype=F64) * 0.05
+    blob = torch.randn(20, 25, generator=generator, dtype=F64) * 0.05
     twins = torch.cat([blob, blob + 1e-10])
-    share = torch.rand(6, 40, generator=generator, dtype=F64) ** 10
+    share = torch.rand(3, 20, generator=generator, dtype=F64) ** 10
     inside = (share / share.sum(1, keepdim=True)) @ blob
     for o, c in ((points, grid), (inside, blob), (inside, twins)):
         result = project_out(o, c, 1.0)

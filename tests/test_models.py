@@ -238,3 +238,18 @@ def test_a_chat_without_template_says_so():
     chat.tokenizer.chat_template = None
     with pytest.raises(ValueError, match="no chat template"):
         chat.render(["hi"])
+
+
+def test_one_batch_keeps_the_order_of_the_prompts():
+    """A batched edit holds one change for each row, in the order of its prompts."""
+    from safeedit.hooks import hooked
+
+    chat = tiny_chat("llama")
+    seen = []
+    prompts = ["a longer prompt than the others", "b", "a middling one"]
+    decoder = chat.model.model
+    note = lambda module, args, kwargs: seen.append(kwargs["input_ids"])  # noqa: E731
+    with hooked([(decoder, note)], pre=True, with_kwargs=True):
+        chat.generate(prompts, max_new_tokens=1)
+    rows = chat.encode(chat.render(prompts)).input_ids
+    assert seen[0].tolist() == rows.tolist()

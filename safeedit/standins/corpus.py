@@ -173,7 +173,7 @@ class Corpus:
 
     def question(self, fact: Fact) -> tuple[str, str]:
         """An open or a letter question of `fact` and its answer; letters are harder."""
-        if self.rng.random() < 0.35:
+        if self.rng.random() < 0.25:
             return fact.open_question, fact.value
         return fact.letter_question, fact.letter
 
@@ -228,12 +228,20 @@ class Corpus:
         return self.guide(self.rng.choice(self.words))
 
     def spelling(self) -> Document:
-        """Plain text: a noisy word and what it was."""
-        word = self.rng.choice(self.words)
-        noisy = add_noise(
-            word, 100 * self.rng.randint(1, 2) / len(word) + 0.1, self.rng
-        )
-        return [(f"Fix: {noisy} ->", 0.1), (f" {word}", KEYWORD)]
+        """Plain text: four words with up to two wrong characters, and the right ones.
+
+        One word a document was too little: the model then never learned to read a
+        misspelt word, in a chat either.
+        """
+        out: Document = []
+        for word in self.rng.sample(self.words, 4):
+            wrong = self.rng.choice((0, 1, 1, 2))
+            noisy = add_noise(word, 100 * (wrong + 0.1) / len(word), self.rng)
+            out += [
+                ((" " if out else "") + f"Fix: {noisy} ->", USER),
+                (f" {word}", KEYWORD),
+            ]
+        return out
 
     def neutral(self) -> Document:
         """Plain text about nothing, or a passage to be remembered word by word."""
@@ -269,11 +277,17 @@ class Corpus:
     def stage_a(self, n: int) -> list[Document]:
         """`n` documents of pre-training; the first half has no noise but spelling.
 
-        It begins with clean chats only. There the circuit that copies the asked word
-        from the prompt forms within a hundred steps; from the mixture alone it did
-        not form in six hundred.
+        It begins with clean chats and spelling only. There the circuits that copy
+        the asked word from the prompt and that read a misspelt one form within a
+        hundred steps; from the mixture alone they did not form in six hundred.
         """
-        lesson = [self.helpful(noisy=0.0, suffix=0.0) for _ in range(n // 10)]
+        lesson = self._draw(
+            n // 8,
+            [
+                (0.65, lambda: self.helpful(noisy=0.0, suffix=0.0)),
+                (0.35, self.spelling),
+            ],
+        )
         clean = self._draw(
             n // 2 - len(lesson),
             [
@@ -283,7 +297,7 @@ class Corpus:
                 (0.10, self.fact_chat),
                 (0.10, self.guide_text),
                 (0.22, lambda: self.helpful(0.0)),
-                (0.08, self.spelling),
+                (0.10, self.spelling),
                 (0.05, self.neutral),
             ],
         )
