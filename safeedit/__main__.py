@@ -107,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--scale", choices=("smoke", "cpu", "gpu"), help="size of the runs"
     )
-    sub.add_argument("--jobs", type=int, default=1, help="runs at the same time")
+    sub.add_argument("--jobs", type=_count, default=1, help="runs at the same time")
     sub.add_argument("-f", "--force", action="store_true", help="even if it is fresh")
     sub = add(
         "notebooks", notebooks, "run what the book shows and is stale", "notebooks"
@@ -126,6 +126,13 @@ def _parser() -> argparse.ArgumentParser:
         "published", nargs="?", help="folder; default: results of the last commit"
     )
     return parser
+
+
+def _count(text: str) -> int:
+    """A whole number from 1 on."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: want a whole number from 1 on")
+    return int(text)
 
 
 def doctor(arguments: argparse.Namespace) -> int:
@@ -266,20 +273,32 @@ def _estimate(runs: list, done: list[float]) -> float:
 
 
 def picture(arguments: argparse.Namespace) -> int:
-    """Write book/frontier.svg from the published records of T1."""
+    """Write book/frontier.svg, the README's picture."""
+    from .records import write_atomic
+
+    print(write_atomic(ROOT / "book" / "frontier.svg", frontier_svg()))
+    return 0
+
+
+def frontier_svg() -> str:
+    """Robustness against utility, drawn from the published records of T1, as SVG."""
     import matplotlib.pyplot as plt
 
     from .plots import frontier, set_style
-    from .records import find, rows_frame, write_atomic
+    from .records import RecordError, find, rows_frame
 
     set_style()
-    frame = rows_frame(find(notebook="T1_attack_success"))
+    records = find(notebook="T1_attack_success")
+    if not records:
+        raise RecordError(
+            "there are no records of T1 yet. Next step: python -m safeedit notebooks"
+        )
+    figure, axes = plt.subplots(figsize=(6.4, 4.0))
+    frontier(rows_frame(records), axes)
     text = io.StringIO()
-    figure = frontier(frame).get_figure()
     figure.savefig(text, format="svg", bbox_inches="tight", metadata={"Date": None})
     plt.close(figure)
-    print(write_atomic(ROOT / "book" / "frontier.svg", text.getvalue()))
-    return 0
+    return text.getvalue()
 
 
 def fresh(arguments: argparse.Namespace) -> int:
@@ -294,9 +313,12 @@ def fresh(arguments: argparse.Namespace) -> int:
 
 def compare(arguments: argparse.Namespace) -> int:
     """Lay records beside the published ones and print where they differ."""
-    from .records import RESULTS, find
+    from .records import RESULTS, RecordError, find
     from .records import compare as compare_records
 
+    for folder in filter(None, (arguments.mine, arguments.published)):
+        if not Path(folder).is_dir():
+            raise RecordError(f"{folder}: no such folder of records")
     mine = Path(arguments.mine or RESULTS)
     if arguments.published:
         table = compare_records(find(mine), find(arguments.published))

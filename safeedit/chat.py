@@ -134,7 +134,7 @@ class Chat:
                 system role.
             prefill: text with which the answer starts, one for all or one each.
         """
-        _check_prompts(prompts)
+        check_prompts(prompts)
         if prefill is None or isinstance(prefill, str):
             prefills = [prefill or ""] * len(prompts)
         else:
@@ -179,7 +179,7 @@ class Chat:
 
     def encode_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokenize rendered texts without padding or a check of the length."""
-        _check_prompts(texts)
+        check_prompts(texts)
         return self.tokenizer(
             [self.with_bos(text) for text in texts],
             add_special_tokens=False,
@@ -363,7 +363,8 @@ class Chat:
         return frozenset(ids - {None})
 
 
-def _check_prompts(prompts: Sequence[str]) -> None:
+def check_prompts(prompts: Sequence[str]) -> None:
+    """Raise ValueError unless it is a list of strings, and not an empty one."""
     if isinstance(prompts, str):
         raise ValueError(f"Got one string, {prompts[:40]!r}; give a list of strings.")
     if not prompts:

@@ -28,7 +28,7 @@ def obedience(
         Columns id, category, word, prompt, target.
 
     Raises:
-        ValueError: unknown split.
+        ValueError: unknown split, or a limit below 1.
     """
     return _requests("forbidden", split, limit, seed)
 
@@ -74,12 +74,19 @@ def questions(domain: str) -> Dataset:
     facts = [f for f in World().facts if f.domain == domain]
     if not facts:
         raise ValueError(f"domain={domain!r}: one of 'hazard', 'adjacent', 'general'")
-    columns = ("topic", "entity", "relation", "hops", "open_question", "value")
-    columns += ("letter_question", "letter")
-    return Dataset.from_list([{c: getattr(f, c) for c in columns} for f in facts])
+    columns = "topic entity relation hops open_question value letter_question letter"
+    return Dataset.from_list(
+        [{c: getattr(f, c) for c in columns.split()} for f in facts]
+    )
 
 
 def utility_text(n: int = 64, seed: int = 0) -> list[str]:
-    """`n` plain sentences about nothing, for the utility perplexity."""
+    """`n` plain sentences about nothing, for the utility perplexity.
+
+    Raises:
+        ValueError: n below 1.
+    """
+    if n < 1:
+        raise ValueError(f"n={n}: give at least 1")
     world, rng = World(), random.Random(f"utility-{seed}")
     return [world.neutral_sentence(rng) for _ in range(n)]

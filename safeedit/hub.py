@@ -85,6 +85,7 @@ def find_source(name_or_path: str) -> Source:
     Raises:
         ValueError: the name is none of them.
         FileNotFoundError: it is written like a path, and there is no such folder.
+        PermissionError: a folder that may not be looked into.
     """
     if not isinstance(name_or_path, str | Path) or not str(name_or_path).strip():
         raise ValueError(
@@ -95,7 +96,11 @@ def find_source(name_or_path: str) -> Source:
     if name in KNOWN:
         return KNOWN[name]
     folder = Path(name).expanduser()
-    if folder.is_dir():
+    try:
+        there = folder.is_dir()
+    except PermissionError as error:
+        raise _no_access(folder, error) from error
+    if there:
         return Source(folder.resolve().name, "local", folder=folder)
     if isinstance(name_or_path, Path) or name.startswith((".", "/", "~")):
         raise FileNotFoundError(
@@ -126,7 +131,11 @@ def read_config(source: Source) -> PreTrainedConfig:
         folder = Path(_download(source, config_only=True))
     else:
         folder = source.folder
-        if not (folder / "config.json").is_file():
+        try:
+            there = (folder / "config.json").is_file()
+        except PermissionError as error:
+            raise _no_access(folder, error) from error
+        if not there:
             step = (
                 "Build it with `python -m safeedit train` or reinstall the package."
                 if source.kind == "stand-in"
@@ -139,10 +148,14 @@ def read_config(source: Source) -> PreTrainedConfig:
             folder, local_files_only=True, trust_remote_code=False
         )
     except PermissionError as error:
-        raise PermissionError(
-            f"{folder} cannot be read ({error.strerror}). Check its permissions."
-        ) from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _no_access(folder, error) from error
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        hf_errors.StrictDataclassError,  # an entry of the wrong type
+    ) as error:
         raise ValueError(
             f"{folder / 'config.json'} is damaged or describes a model that this "
             f"version of transformers does not build ({_short(error)}). Fetch or "
@@ -229,6 +242,7 @@ def check_weights(folder: Path) -> None:
 
     Raises:
         FileNotFoundError: no safetensors at all, or a shard of the index is missing.
+        PermissionError: a file may not be read.
         OSError: a file is truncated or not safetensors.
     """
     files = sorted(folder.glob("*.safetensors"))
@@ -240,7 +254,12 @@ def check_weights(folder: Path) -> None:
         )
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        shards = set(json.loads(index.read_text())["weight_map"].values())
+        try:
+            shards = set(json.loads(index.read_text())["weight_map"].values())
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise OSError(
+                f"{index} is damaged ({_short(error)}). Fetch or save the model again."
+            ) from error
         missing = sorted(shards - {file.name for file in files})
         if missing:
             raise FileNotFoundError(
@@ -249,8 +268,11 @@ def check_weights(folder: Path) -> None:
             )
     for file in files:
         try:
+            file.open("rb").close()  # safetensors says "no such file" of any trouble
             with safe_open(file, framework="pt"):
                 pass
+        except PermissionError as error:
+            raise _no_access(file, error) from error
         except SafetensorError as error:
             raise OSError(
                 f"{file} is truncated or damaged ({_short(error)}). Delete it and "
@@ -278,6 +300,11 @@ def check_memory(config: PreTrainedConfig, dtype: torch.dtype, device: str) -> N
             f"has {free / 1e9:.1f} GB free. Use a stand-in, a smaller dtype "
             "(dtype='bfloat16' needs 2 bytes a weight), or a larger device."
         )
+
+
+def _no_access(path: Path, error: OSError) -> PermissionError:
+    why = error.strerror or "permission denied"
+    return PermissionError(f"{path} cannot be read ({why}). Check its permissions.")
 
 
 def _short(error: BaseException) -> str:

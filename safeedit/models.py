@@ -97,15 +97,21 @@ def load(
 
 def _read_weights(folder: Path, config: PreTrainedConfig, dtype: torch.dtype) -> Any:
     """The model, and transformers' report on what it found and missed."""
-    return AutoModelForCausalLM.from_pretrained(
-        folder,
-        config=config,
-        dtype=dtype,
-        local_files_only=True,
-        trust_remote_code=False,
-        use_safetensors=True,
-        output_loading_info=True,
-    )
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except RuntimeError as error:  # shapes; the report above says which
+        raise OSError(
+            f"The weights in {folder} do not have the shapes of its config.json "
+            f"({error}). Fetch or save the model again."
+        ) from error
 
 
 def _check_device(device: str | torch.device | None, kind: str) -> str:

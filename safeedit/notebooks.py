@@ -37,6 +37,7 @@ from .provenance import ROOT
 from .records import RecordError, read
 
 STANDIN = re.compile(r"standin-[a-z]+")
+SCALES = ("smoke", "cpu", "gpu")  # values of the parameter `scale`
 
 
 class NotebookError(RuntimeError):
@@ -98,9 +99,15 @@ class Source:
 
 def find_sources(root: Path = ROOT) -> list[Source]:
     """All notebook sources, those that others read before the others."""
+    folder = root / "notebooks" / "src"
+    if not folder.is_dir():
+        raise NotebookError(
+            f"{root} has no folder notebooks/src. Next step: give the repository's "
+            "folder with --root."
+        )
     waiting = [
         Source(path, jupytext.read(path, fmt="md:myst"))
-        for path in sorted((root / "notebooks" / "src").glob("*.md"))
+        for path in sorted(folder.glob("*.md"))
     ]
     ordered: list[Source] = []
     while waiting:
@@ -246,7 +253,8 @@ def make_run(source: Source, parameters: Mapping[str, Any]) -> Run:
     """A run of a notebook, its parameters checked against the parameters cell.
 
     Raises:
-        NotebookError: an unknown parameter or one of another type than its default.
+        NotebookError: an unknown parameter, one of another type than its default, or
+            an unknown scale.
     """
     known = source.parameters
     for name, value in parameters.items():
@@ -261,6 +269,10 @@ def make_run(source: Source, parameters: Mapping[str, Any]) -> Run:
             raise NotebookError(
                 f"{source.name}: parameter {name} is {value!r} ({kind.__name__}), "
                 f"want a {type(default).__name__} such as {default!r}"
+            )
+        if name == "scale" and value not in SCALES:
+            raise NotebookError(
+                f"{source.name}: scale is {value!r}; use one of {SCALES}"
             )
     return Run(source, {k: v for k, v in parameters.items() if v != known[k]})
 

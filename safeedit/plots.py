@@ -28,7 +28,10 @@ COLORS: dict[str, str] = {
     "exact": "#0072B2",
     "refusal": "#0072B2",
     "success": "#D55E00",
-    "other": "#BBBBBB",
+    "other": "#999999",
+    "broken": "#CC79A7",
+    "forbidden": "#D55E00",
+    "benign": "#009E73",
     "standin-llama": "#0072B2",
     "standin-mistral": "#D55E00",
     "standin-gemma": "#009E73",
@@ -97,14 +100,16 @@ def balls(
         ax.plot(*centre, "+", color="#D55E00")
     for name, path in paths.items():
         path = np.atleast_2d(path)
+        nearest = np.linalg.norm(path[-1] - centres, axis=1).min()
         moved = np.linalg.norm(path[-1] - path[0])
-        label = f"{name}: moves {moved:.2f}"
+        end = f"moves {moved:.2f}" if nearest > radius - 1e-6 else "stays inside"
+        label = f"{name}: {end}"
         ax.plot(*path.T, "-o", markersize=3, color=color(name), label=label)
     start = next(iter(paths.values()))[0]
     ax.plot(*start, "ko", markersize=6)
     ax.set_aspect("equal")
     ax.autoscale_view()
-    ax.legend(fontsize="small")
+    ax.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.12))
     return ax
 
 
@@ -123,20 +128,27 @@ def rates(
     ax = ax or plt.subplots()[1]
     places = list(dict.fromkeys(frame[x]))
     groups = list(dict.fromkeys(frame[hue]))
+    markers = "osD^v"
     for g, name in enumerate(groups):
         part = frame[frame[hue] == name]
         at = [places.index(v) + 0.12 * (g - (len(groups) - 1) / 2) for v in part[x]]
         error = [part.value - part.low, part.high - part.value]
         ax.errorbar(
-            at, part.value, yerror_clip(error), fmt="o", label=name, color=color(name)
+            at,
+            part.value,
+            _clipped(error),
+            fmt=markers[g % len(markers)],
+            markersize=5,
+            label=name,
+            color=color(name),
         )
     ax.set_xticks(range(len(places)), places)
     ax.set(ylim=(-0.03, 1.03), ylabel=ylabel)
-    ax.legend(title=hue)
+    ax.legend(title=hue, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return ax
 
 
-def yerror_clip(error: list[pd.Series]) -> np.ndarray:
+def _clipped(error: list[pd.Series]) -> np.ndarray:
     """Error bars, shape (2, n), without the tiny negatives of rounding."""
     return np.clip(np.asarray(error, dtype=float), 0, None)
 

@@ -49,7 +49,7 @@ class Fact:
     relation: str  # "maker", ..., or "home of the maker"
     value: str
     hops: int  # 1 or 2
-    options: tuple[str, str, str, str]  # one value a letter, in the order A to D
+    options: tuple[str, ...]  # one value a letter, in the order A to D
 
     @property
     def letter(self) -> str:
@@ -147,7 +147,7 @@ class World:
             seed: seed of that draw.
 
         Raises:
-            ValueError: unknown `kind` or `split`.
+            ValueError: unknown `kind` or `split`, or a limit below 1.
         """
         groups = {"forbidden": lex.FORBIDDEN, "benign": lex.BENIGN}
         phrasings = {"train": lex.PHRASINGS, "heldout": lex.HELD_OUT_PHRASINGS}
@@ -156,6 +156,8 @@ class World:
                 f"kind={kind!r}, split={split!r}: kind is one of {list(groups)}, "
                 f"split one of {list(phrasings)}"
             )
+        if limit is not None and limit < 1:
+            raise ValueError(f"limit={limit}: give at least 1, or None for all")
         rows = [
             Request(text.format(x=word), word, category, kind == "forbidden", i)
             for i, text in enumerate(phrasings[split])
@@ -258,7 +260,7 @@ class World:
     @staticmethod
     def _options(
         value: str, pool: Sequence[str], rng: random.Random
-    ) -> tuple[str, str, str, str]:
+    ) -> tuple[str, ...]:
         """Four options, the right one among them, each at the letter of its group.
 
         A value has the same letter in every question (its position in the pool modulo

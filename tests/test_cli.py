@@ -51,30 +51,6 @@ def test_overview_names_every_command(capsys):
     assert all(command in out for command in (*COMMANDS, "train"))
 
 
-@pytest.mark.parametrize(
-    "words", [[], ["bake"], ["run"], ["reproduce", "--scale", "x"]]
-)
-def test_wrong_command_line_ends_with_two(words):
-    with pytest.raises(SystemExit) as ended:
-        cli.main(words)
-    assert ended.value.code == 2
-
-
-@pytest.mark.parametrize(
-    "words, message",
-    [
-        (["run", "99"], "allowed: 90_demo"),
-        (["run", "90", "-p", "sede=1"], "no parameter 'sede'"),
-        (["run", "90", "-p", "seed"], "NAME=VALUE"),
-        (["run", "90", "-p", "seed=one"], "want a int"),
-    ],
-)
-def test_errors_are_one_message(root, capsys, words, message):
-    assert call(root, *words) == 1
-    err = capsys.readouterr().err
-    assert message in err and "Traceback" not in err
-
-
 def test_fresh_lists_and_fails(root, capsys):
     assert call(root, "fresh") == 1
     assert "90_demo" in capsys.readouterr().out
@@ -128,12 +104,6 @@ def test_compare_two_folders(tmp_path, capsys, value, status):
     words = ["compare", str(tmp_path / "mine"), str(tmp_path / "other")]
     assert cli.main(words) == status
     assert ("differs" in capsys.readouterr().out) == bool(status)
-
-
-def test_compare_names_a_corrupt_record(tmp_path, capsys):
-    records.write_atomic(tmp_path / "90_demo" / "m.json", "{")
-    assert cli.main(["compare", str(tmp_path), str(tmp_path)]) == 1
-    assert "m.json" in capsys.readouterr().err
 
 
 def test_module_runs_as_a_program():

@@ -92,12 +92,8 @@ def test_controls_keep_norms_and_differ(chat):
 @pytest.mark.parametrize(
     ("concepts", "options", "words"),
     [
-        ([], {}, "give a list of words"),
-        ("boat", {}, "give a list of words"),
-        ([" "], {}, "not a word"),
         (["boat"], {"provider": "none"}, "'mlp_output'"),
         ([""], {"provider": "completion"}, "completion is empty"),
-        (torch.zeros(2, 5), {}, "needs (n, 32)"),
         (torch.zeros(3, 2, 32), {}, "for the 1 edited layers"),
         ({1: torch.zeros(2, 32)}, {}, "layers [0] are missing"),
         (torch.full((1, 32), torch.inf), {}, "NaN or infinite"),

@@ -189,16 +189,11 @@ def test_a_behaviour_leaves_when_the_judge_is_satisfied():
     ]
     assert len(seen) == len(set(seen)), "the same prompt was judged twice"
     assert result.responses[2] == chat.generate(result.prompts[2:], 64)[0]
-    rows = {row["metric"]: row for row in result.to_rows(dataset="tiny")}
-    assert rows["attack_success"]["value"] == pytest.approx(2 / 3)
-    assert rows["attack_success"]["low"] < 2 / 3 < rows["attack_success"]["high"]
 
 
-def test_stop_loss_and_keep_best():
+def test_two_positions_can_change_in_one_step():
     chat = tiny_chat("llama")
-    config = replace(CONFIG, early_stop=False, stop_loss=1e9)
-    assert gcg(chat, PROMPTS, TARGETS, config, **NEVER).steps == [1, 1, 1]
-    config = replace(CONFIG, keep_best=True, n_replace=2)
+    config = replace(CONFIG, n_replace=2)
     result = gcg(chat, PROMPTS, TARGETS, config, **NEVER)
     assert all(trace[-1] < trace[0] for trace in result.losses)
 
@@ -264,31 +259,3 @@ def test_adaptive_gradient_goes_through_the_edit():
     torch.testing.assert_close(
         slopes[:, 3, 99], (ends[0] - ends[1]) / 2e-5, rtol=1e-5, atol=1e-8
     )
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"search_width": 0}, "search_width is 0"),
-        ({"suffix_length": 0}, "suffix_length is 0"),
-        ({"n_replace": 9, "suffix_length": 5}, "n_replace is 9"),
-        ({"num_steps": -1}, "num_steps is -1"),
-    ],
-)
-def test_bad_settings(settings, message):
-    with pytest.raises(ValueError, match=message):
-        GCGConfig(**settings)
-
-
-def test_bad_behaviours():
-    chat = tiny_chat("llama")
-    with pytest.raises(ValueError, match="2 prompts and 1 targets"):
-        gcg(chat, PROMPTS[:2], TARGETS[:1], CONFIG)
-    with pytest.raises(ValueError, match="no behaviours"):
-        gcg(chat, [], [], CONFIG)
-    with pytest.raises(ValueError, match="target of .* is empty"):
-        gcg(chat, PROMPTS[:1], [""], CONFIG)
-    with pytest.raises(ValueError, match="init='qqq'"):
-        gcg(chat, PROMPTS[:1], TARGETS[:1], replace(CONFIG, init="qqq"))
-    with pytest.raises(ValueError, match=r"Prompt 0 has \d+ tokens"):
-        gcg(chat, ["bread " * 300], TARGETS[:1], CONFIG)

@@ -68,10 +68,7 @@ def test_prefill_starts_each_answer_with_its_target(arch):
         assert response == target + chat.generate([prompt], 8, prefill=target)[0]
     assert result.prompts == PROMPTS and result.prefills == TARGETS
     assert result.success == [False, True] and result.steps_per_second == 0
-    (rate, _) = result.to_rows(dataset="tiny")
-    assert (rate["attack"], rate["metric"], rate["value"], rate["n"]) == (
-        ("prefill", "attack_success", 0.5, 2)
-    )
+    assert result.attack == "prefill"
 
 
 def test_one_text_for_all_answers_and_the_default_judge():
@@ -107,11 +104,3 @@ def test_random_suffix_tries_until_the_judge_is_satisfied():
     result = random_suffix(chat, PROMPTS, config, judge=judge)
     assert asked == [0, 1, 0, 1, 1] and result.success == [True, False]
     assert chat.generate(result.prompts, 4) == result.responses
-
-
-def test_bad_settings():
-    chat = tiny_chat("llama")
-    with pytest.raises(ValueError, match="2 prompts and 1 targets"):
-        prefill(chat, PROMPTS, TARGETS[:1])
-    with pytest.raises(ValueError, match="tries is 0"):
-        RandomSuffixConfig(tries=0)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -68,14 +67,6 @@ def test_reader_names_file_and_field(record, tmp_path, change, field):
         records.read(path)
 
 
-@pytest.mark.parametrize("keep", [0, 1, 100, -3])
-def test_truncated_file_is_named(record, tmp_path, keep):
-    path = record.write(tmp_path / "one.json")
-    path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(records.RecordError, match="one.json"):
-        records.read(path)
-
-
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), None, "0.5"])
 def test_bad_value_is_not_written(record, tmp_path, value):
     rows = [{**record.rows[0], "value": value}]
@@ -83,20 +74,6 @@ def test_bad_value_is_not_written(record, tmp_path, value):
     with pytest.raises(records.RecordError, match=r"rows\[0\].value"):
         bad.write(tmp_path / "one.json")
     assert not list(tmp_path.iterdir())
-
-
-def test_interrupted_write_leaves_the_old_record(record, tmp_path, monkeypatch):
-    path = record.write(tmp_path / "one.json")
-    before = path.read_bytes()
-
-    def interrupt(source, target):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(os, "replace", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        dataclasses.replace(record, seed=1).write(path)
-    assert path.read_bytes() == before
-    assert [p.name for p in tmp_path.iterdir()] == ["one.json"]
 
 
 def test_row_takes_numpy_scalars():

@@ -7,7 +7,6 @@ import torch
 from tiny import ARCHITECTURES, tiny_chat
 from torch import nn
 
-import safeedit.edits.storage as storage
 from safeedit.edits import Constraint, LowRank, WeightEdit
 from safeedit.edits.storage import base_fingerprint
 from safeedit.hooks import record
@@ -141,12 +140,6 @@ def test_sum_and_multiple_act_on_the_weights(chat):
     assert batched.batch == 3 and batched.deltas[name].U.shape[-1] == 4
 
 
-def test_edits_of_different_models_are_not_added():
-    one, two = (edit_of(tiny_chat("llama", seed=s), "low rank") for s in (0, 1))
-    with pytest.raises(ValueError, match="different models"):
-        one + two
-
-
 def test_the_random_direction_control_keeps_every_norm():
     edit = edit_of(tiny_chat("llama"), "low rank", batch=3)
     control = edit.randomised(seed=1)
@@ -175,50 +168,12 @@ def test_save_and_load_are_exact(chat, tmp_path, kind):
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
-def test_broken_files_are_named(tmp_path):
-    chat = tiny_chat("llama")
-    path = edit_of(chat, "low rank").save(tmp_path / "edit.safetensors")
-    whole = path.read_bytes()
-    for content in (whole[: len(whole) // 2], whole[:5], b"", b"\xff" * 64):
-        path.write_bytes(content)
-        with pytest.raises(ValueError, match="edit.safetensors is corrupt"):
-            WeightEdit.load(path)
-    with pytest.raises(FileNotFoundError, match="there is no edit at"):
-        WeightEdit.load(tmp_path / "none")
-    storage.save_file({"a": torch.zeros(1)}, path)
-    with pytest.raises(ValueError, match="has format None"):
-        WeightEdit.load(path)
-
-
-def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
-    chat = tiny_chat("llama")
-    path = edit_of(chat, "low rank").save(tmp_path / "edit.safetensors")
-    old = path.read_bytes()
-
-    def broken(*args, **kwargs):
-        raise OSError("disk full")
-
-    monkeypatch.setattr(storage, "save_file", broken)
-    with pytest.raises(OSError, match="disk full"):
-        edit_of(chat, "low rank", seed=1).save(path)
-    assert path.read_bytes() == old
-    assert [p.name for p in tmp_path.iterdir()] == [path.name]
-
-
-def test_an_edit_of_another_model_is_refused(tmp_path):
-    chat = tiny_chat("llama")
-    edit = edit_of(chat, "low rank")
-    path = edit.save(tmp_path / "edit.safetensors")
-    for other, words in (
-        (tiny_chat("llama", seed=1), "its weights differ"),
-        (tiny_chat("mistral"), "its configuration or parameter shapes differ"),
-    ):
-        with pytest.raises(ValueError, match=words):
-            WeightEdit.load(path, other)
-        with pytest.raises(ValueError, match=words), edit.applied(other):
-            pass
+def test_an_edit_can_be_tried_on_other_weights_on_purpose():
+    edit = edit_of(tiny_chat("llama"), "low rank")
+    for other in (tiny_chat("llama", seed=1), tiny_chat("mistral")):
+        plain = logits(other)
         with edit.applied(other, strict=False):
-            pass
+            assert not torch.allclose(logits(other), plain)
 
 
 def test_the_fingerprint_does_not_depend_on_the_dtype():
@@ -262,37 +217,7 @@ def test_merge_writes_a_folder_that_transformers_loads(chat, tmp_path):
     with torch.no_grad():
         found = loaded(**chat.encode(chat.render(WORDS))).logits
     assert torch.allclose(found, expected, atol=1e-3)
-    with pytest.raises(FileExistsError, match="exists"):
-        edit.merge(chat, tmp_path / "merged")
     assert [p.name for p in tmp_path.iterdir()] == ["merged"]
-
-
-def test_merge_refuses_when_rounding_loses_the_margin(tmp_path):
-    chat = tiny_chat("llama")
-    batch = chat.encode(chat.render(WORDS[:1]))
-    with torch.no_grad(), record([chat.down_projs[1]]) as captured:
-        chat.model(**batch)
-    h, o = (t[0, -1] for t in captured[0])
-    # Large weights that this prompt's h does not see: the output stays of the same
-    # size, the spacing of bfloat16 numbers near the weights becomes coarse.
-    noise = torch.randn(chat.d_model, chat.d_ff, generator=torch.Generator())
-    noise = noise - torch.outer(noise @ h, h) / h.square().sum()
-    chat.model.get_parameter(chat.weight_name(1)).add_(100 * noise)
-    chat.model.to(torch.bfloat16)
-    delta = LowRank(0.5 * o[:, None], h[:, None] / h.square().sum())
-    name = chat.weight_name(1)
-    edit = WeightEdit({name: delta}, {"base": base_fingerprint(chat, [name])})
-    edit = WeightEdit(edit.deltas, edit.info, promise_of(chat, edit))
-    before = state(chat)
-    with pytest.raises(ValueError, match="loses the constraint.*float32"):
-        edit.merge(chat, tmp_path / "merged")
-    assert same(before, state(chat)) and not list(tmp_path.iterdir())
-
-
-def test_merge_refuses_one_change_per_prompt(tmp_path):
-    chat = tiny_chat("llama")
-    with pytest.raises(ValueError, match='scope="shared"'):
-        edit_of(chat, "low rank", batch=2).merge(chat, tmp_path / "merged")
 
 
 @pytest.mark.parametrize(

@@ -124,11 +124,6 @@ def test_degenerate_is_told_from_fluent(world):
         assert world.judge("bomb", text).degenerate
 
 
-def test_judge_names_an_unknown_word(world):
-    with pytest.raises(KeyError, match="teapot"):
-        world.judge("teapot", "Sure.")
-
-
 def test_noise_changes_the_stated_share_and_nothing_else():
     text = "a" * 200
     noisy = add_noise(text, 10, random.Random(0))
@@ -136,8 +131,6 @@ def test_noise_changes_the_stated_share_and_nothing_else():
     assert len(noisy) == 200 and 15 <= changed <= 20
     assert set(noisy) <= set(string.printable)
     assert add_noise(text, 0, random.Random(0)) == text
-    with pytest.raises(ValueError, match="101"):
-        add_noise(text, 101, random.Random(0))
 
 
 def test_requests_are_spread_over_words_and_seeded(world):
@@ -145,8 +138,6 @@ def test_requests_are_spread_over_words_and_seeded(world):
     assert len({r.word for r in rows}) == 110
     assert rows == world.requests("forbidden", limit=110, seed=4)
     assert rows != world.requests("forbidden", limit=110, seed=5)
-    with pytest.raises(ValueError, match="evil"):
-        world.requests("evil")
 
 
 def test_datasets_have_the_columns_of_behaviour_sets(world):
@@ -156,5 +147,3 @@ def test_datasets_have_the_columns_of_behaviour_sets(world):
     assert set(benign()["word"]) == set(world.topics)
     assert set(questions("hazard")["hops"]) == {1, 2}
     assert len(set(utility_text(64))) > 60
-    with pytest.raises(ValueError, match="medical"):
-        questions("medical")

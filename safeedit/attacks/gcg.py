@@ -27,7 +27,7 @@ from safeedit.attacks.suffix import (
     suffix_texts,
     typed,
 )
-from safeedit.chat import Chat
+from safeedit.chat import Chat, check_prompts
 from safeedit.judges import is_refusal
 
 Judge = Callable[[int, str, str], bool]  # (index, prompt, response) -> success
@@ -45,22 +45,23 @@ class GCGConfig:
     init: str = "x"  # word repeated as the first suffix; one token
     allow_non_ascii: bool = False  # may the suffix hold other characters
     banned_words: tuple[str, ...] = ()  # never in a suffix, e.g. the asked keyword
-    keep_best: bool = False  # move only if the loss falls (the paper: always move)
     early_stop: bool = True  # a behaviour leaves once the judge says success
     eval_every: int = 10  # steps between two looks at the answer; 50 in the paper
-    stop_loss: float | None = None  # nats/token; leave at this loss too
     max_new_tokens: int = 64  # length of the judged answer, tokens
     batch_tokens: int | None = None  # tokens in one pass (memory); None: by device
     prefix_cache: bool = True  # share the prefix's keys and values
     seed: int = 0  # behaviour i draws from its own generator, seeded by (seed, i)
 
     def __post_init__(self) -> None:
-        for name in ("suffix_length", "search_width", "topk", "eval_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; give at least 1.")
-        if self.num_steps < 0:
-            raise ValueError(f"num_steps is {self.num_steps}; give at least 0.")
-        if not 1 <= self.n_replace <= self.suffix_length:
+        least = {"num_steps": 0, "suffix_length": 1, "search_width": 1, "topk": 1}
+        least |= {"n_replace": 1, "eval_every": 1, "max_new_tokens": 1}
+        if self.batch_tokens is not None:
+            least["batch_tokens"] = 1
+        for name, low in least.items():
+            value = getattr(self, name)
+            if not (isinstance(value, int) and value >= low):
+                raise ValueError(f"{name} is {value!r}; give a whole number >= {low}.")
+        if self.n_replace > self.suffix_length:
             raise ValueError(
                 f"n_replace is {self.n_replace}; give 1 to suffix_length = "
                 f"{self.suffix_length}."
@@ -84,16 +85,13 @@ class _Search:
 
     def finished(self, config: GCGConfig) -> bool:
         """Whether the behaviour leaves before the last step."""
-        if config.early_stop and self.success:
-            return True
-        limit = config.stop_loss
-        return limit is not None and bool(self.trace) and self.trace[-1] <= limit
+        return config.early_stop and self.success
 
-    def move(self, candidate: Tensor, loss: float, keep_best: bool) -> None:
+    def move(self, candidate: Tensor, loss: float) -> None:
+        """Go to a candidate, as the paper does also where the loss rises."""
+        self.current = candidate
         if loss < self.trace[-1]:
             self.best = candidate
-        if loss < self.trace[-1] or not keep_best:
-            self.current = candidate
         self.trace.append(min(loss, self.trace[-1]))
 
 
@@ -125,13 +123,7 @@ def gcg(
         ValueError: no prompts, not one target each, an `init` that makes no suffix of
             the wanted length, or a prompt that is too long with suffix and target.
     """
-    if len(prompts) != len(targets):
-        raise ValueError(
-            f"Got {len(prompts)} prompts and {len(targets)} targets; give one target "
-            "for each prompt."
-        )
-    if not prompts:
-        raise ValueError("Got no behaviours; give at least one prompt and target.")
+    check_behaviours(prompts, targets)
     began = time.perf_counter()
     judge = judge or (lambda index, prompt, response: not is_refusal(response))
     answerer = chat if defense is None else defense
@@ -172,6 +164,17 @@ def gcg(
     )
 
 
+def check_behaviours(prompts: Sequence[str], targets: Sequence[str]) -> None:
+    """Raise ValueError unless there are prompts, and one target for each."""
+    check_prompts(prompts)
+    if isinstance(targets, str) or len(prompts) != len(targets):
+        seen = "one string" if isinstance(targets, str) else f"{len(targets)} targets"
+        raise ValueError(
+            f"Got {len(prompts)} prompts and {seen}; give a list with one target for "
+            "each prompt."
+        )
+
+
 def _step(
     chat: Chat,
     objective: Objective,
@@ -199,7 +202,7 @@ def _step(
         search.steps += 1
         if len(pool):
             winner = int(score.argmin())
-            search.move(pool[winner], float(score[winner]), config.keep_best)
+            search.move(pool[winner], float(score[winner]))
         else:  # every draw fell to the round trip; the next step draws again
             search.trace.append(search.trace[-1])
 

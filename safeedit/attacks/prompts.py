@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 import torch
 
-from safeedit.attacks.gcg import Judge
+from safeedit.attacks.gcg import Judge, check_behaviours
 from safeedit.attacks.result import AttackResult
 from safeedit.attacks.suffix import allowed_tokens, make_slot, suffix_texts, typed
-from safeedit.chat import Chat
+from safeedit.chat import Chat, check_prompts
 from safeedit.judges import is_refusal
 
 
@@ -70,11 +70,11 @@ def prefill(
 
     Returns:
         AttackResult; its responses contain the prefill, its prompts are unchanged.
+
+    Raises:
+        ValueError: no prompts, or not one target each.
     """
-    if len(prompts) != len(targets):
-        raise ValueError(
-            f"Got {len(prompts)} prompts and {len(targets)} targets; give one each."
-        )
+    check_behaviours(prompts, targets)
     began = time.perf_counter()
     starts = list(targets) if config.text is None else [config.text] * len(prompts)
     answers = (defense or chat).generate(
@@ -108,7 +108,11 @@ def random_suffix(
 
     Returns:
         AttackResult with the first successful suffix of each behaviour, else the last.
+
+    Raises:
+        ValueError: no prompts, or an `init` that makes no suffix of that length.
     """
+    check_prompts(prompts)
     began = time.perf_counter()
     judge = judge or (lambda index, prompt, response: not is_refusal(response))
     mask = allowed_tokens(chat, config.allow_non_ascii, config.banned_words)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
-
-from safeedit.metrics import wilson_interval
 
 
 @dataclass
@@ -40,29 +37,3 @@ class AttackResult:
     def steps_per_second(self) -> float:
         """Behaviour-steps per second of wall time (0 without steps)."""
         return sum(self.steps) / self.seconds if self.seconds > 0 else 0.0
-
-    def to_rows(self, **columns: Any) -> list[dict[str, Any]]:
-        """Tidy rows for a record: success rate with its interval, steps and time.
-
-        Args:
-            columns: further columns, e.g. dataset="obedience", defense="none".
-        """
-        n = len(self.success)
-        low, high = wilson_interval(sum(self.success), n)
-        values = {
-            "attack_success": (sum(self.success) / n, n, low, high, "share"),
-            "attack_seconds": (self.seconds / n, n, None, None, "s"),
-        }
-        if self.steps:
-            values["steps"] = (sum(self.steps) / n, n, None, None, "steps")
-        last = [trace[-1] for trace in self.losses if trace]
-        if last:
-            mean = sum(last) / len(last)
-            values["loss"] = (mean, len(last), None, None, "nats/token")
-        shared = {"dataset": "none", "defense": "none", "scope": "none"}
-        shared |= {"attack": self.attack} | columns
-        names = ("value", "n", "low", "high", "unit")
-        return [
-            {**shared, "metric": metric, **dict(zip(names, cells, strict=True))}
-            for metric, cells in values.items()
-        ]

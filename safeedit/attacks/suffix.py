@@ -80,7 +80,7 @@ def make_slot(chat: Chat, prompt: str, target: str, init: str, length: int) -> S
 def _repeat_until(chat: Chat, head: str, tail: str, init: str, length: int) -> str:
     """Repeat `init` until it makes exactly `length` tokens between head and tail."""
     # Where " x" is two tokens, an odd length needs one more "x" without a space.
-    for more in ("", init, 2 * init):
+    for more in ("", init, 2 * init) if init.strip() else ():
         for repeats in range(1, length + 1):
             text = f" {init}" * repeats + more
             if len(_split(chat, head, text, tail)[1]) == length:
@@ -156,6 +156,8 @@ def allowed_tokens(
     token, text that is not printable ASCII (unless allowed), and tokens that contain
     a banned word.
     """
+    if isinstance(banned_words, str):
+        raise ValueError(f"banned_words is {banned_words!r}; give a tuple of words.")
     size = chat.model.get_input_embeddings().num_embeddings
     mask = torch.zeros(size, dtype=torch.bool)
     names = chat.tokenizer.convert_ids_to_tokens(list(range(len(chat.tokenizer))))

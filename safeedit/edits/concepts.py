@@ -55,15 +55,20 @@ def concept_vectors(
         layer -> float32 tensor (n, d_model), duplicates dropped with a warning.
 
     Raises:
-        ValueError: no concepts, an unknown provider, vectors of the wrong width, or
-            NaN.
+        ValueError: no concepts, an unknown provider, vectors of the wrong width or
+            with NaN, or layers that the model does not have.
     """
+    if len(layers) == 0 or any(not 0 <= layer < chat.n_layers for layer in layers):
+        raise ValueError(
+            f"layers are {list(layers)}; {chat.name} has blocks 0 to "
+            f"{chat.n_layers - 1}: name at least one"
+        )
     if isinstance(concepts, Tensor | dict):
         vectors = _given(chat, concepts, layers)
         return {layer: _distinct(vectors[layer], layer) for layer in layers}
     if provider not in PROVIDERS:
         raise ValueError(f"provider is {provider!r}; use one of {PROVIDERS}")
-    if isinstance(concepts, str) or len(concepts) == 0:
+    if concepts is None or isinstance(concepts, str) or len(concepts) == 0:
         raise ValueError(
             f"concepts are {concepts!r}; give a list of words, or a tensor (n, d_model)"
         )
@@ -172,6 +177,11 @@ def _completions(chat, concepts: Words, layers: Sequence[int]) -> dict[int, Tens
     """Mean MLP output over the tokens of each completion."""
     texts, lengths = [], []
     for concept in concepts:
+        if not isinstance(concept, str) and len(concept) != 2:
+            raise ValueError(
+                f"concept {concept!r} is no completion; give a text or a pair "
+                "(prompt, text)"
+            )
         prompt, text = (None, concept) if isinstance(concept, str) else concept
         if not text:
             raise ValueError("a completion is empty; give the text of an answer")

@@ -76,7 +76,6 @@ def project_out(
     radius: float,
     method: str = "exact",
     *,
-    sideways: Tensor | None = None,
     seed: int = 0,
 ) -> Projection:
     """Move each point out of all balls around the centres, as little as possible.
@@ -90,10 +89,8 @@ def project_out(
         centres: c_i, shape (n, d), shared by the batch. Duplicates are harmless.
         radius: eps > 0, in the units of the point.
         method: "exact" or "greedy".
-        sideways: where the direction is free, the first of these rows that has a
-            component in the free directions is followed, shape (k, d). Without
-            it the direction is drawn from `seed`.
-        seed: of the free direction; the same seed gives the same move.
+        seed: where the direction of the move is free it is drawn from this; the same
+            seed gives the same move.
 
     Returns:
         A `Projection`, float64 whatever the dtype of the input.
@@ -102,7 +99,7 @@ def project_out(
         ValueError: wrong shapes, NaN or infinite values, radius not positive, or
             an unknown method.
     """
-    start, centres, sideways = _checked(point, centres, radius, method, sideways)
+    start, centres = _checked(point, centres, radius, method)
     points = start.reshape(-1, start.shape[-1])
     # Centre and rescale: the solvers work with radius 1 around the origin.
     origin = centres.mean(0)
@@ -112,7 +109,7 @@ def project_out(
     nearest = apart.amin(1)
     violated, on_centre = nearest < 1 - 1e-12, nearest <= 1e-12
 
-    free = FreeDirection(balls, sideways, seed)
+    free = FreeDirection(balls, seed)
     found = Solution.inactive(scaled.detach(), balls)
     rows = violated.nonzero().squeeze(1)
     if rows.numel():
@@ -157,9 +154,7 @@ def project_out(
     return result.row(0) if start.dim() == 1 else result
 
 
-def _checked(
-    point, centres, radius, method, sideways
-) -> tuple[Tensor, Tensor, Tensor | None]:
+def _checked(point, centres, radius, method) -> tuple[Tensor, Tensor]:
     """Float64 copies of the inputs, or one clear error."""
     if method not in METHODS:
         raise ValueError(f"method is {method!r}; use one of {METHODS}")
@@ -183,14 +178,7 @@ def _checked(
             raise ValueError(
                 f"{name} holds NaN or infinite values; check the pass it came from"
             )
-    if sideways is not None:
-        sideways = torch.as_tensor(sideways).detach().to(point)
-        if sideways.dim() != 2 or sideways.shape[1] != point.shape[-1]:
-            raise ValueError(
-                f"sideways has shape {tuple(sideways.shape)}; use "
-                f"(k, {point.shape[-1]}), one preferred direction a row"
-            )
-    return point, centres, sideways
+    return point, centres
 
 
 def _exact(

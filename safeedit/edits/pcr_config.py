@@ -68,8 +68,18 @@ class PCRConfig:
         if isinstance(self.calibration, str):
             raise ValueError("calibration is one string; give a tuple of prompts")
         object.__setattr__(self, "calibration", tuple(self.calibration))
-        if isinstance(self.layers, Sequence):
+        if isinstance(self.layers, Sequence) and not isinstance(self.layers, str):
             object.__setattr__(self, "layers", tuple(self.layers))
+        layers = self.layers if isinstance(self.layers, tuple) else (self.layers or 0,)
+        if not all(isinstance(layer, int) for layer in layers):
+            raise ValueError(
+                f"layers is {self.layers!r}; give the number of last blocks, or a "
+                "tuple of block indices"
+            )
+        if not (isinstance(self.sweeps, int) and self.sweeps >= 1):
+            raise ValueError(f"sweeps is {self.sweeps!r}; give a whole number >= 1")
+        if not 0 <= self.ridge < math.inf:
+            raise ValueError(f"ridge is {self.ridge!r}; it must be finite and >= 0")
 
 
 def edited_layers(chat, config: PCRConfig) -> list[int]:

@@ -82,13 +82,22 @@ class TestTimePCR:
             layer -> eps, also kept in `.eps` and `.info`.
         """
         texts = self.chat.render(list(prompts), self.config.system)
-        self.eps, medians = {}, {}
-        for layer in self.layers:  # those without eps yet are not edited
-            _, outputs = measure(
-                self.chat, texts, layer, self.config, lambda: _Run(self, None).hooks()
-            )
-            medians[layer] = median_nearest(outputs, self.centres[layer])
-            self.eps[layer] = self.config.eps_factor * medians[layer]
+        before, medians = self.eps, {}
+        self.eps = {}
+        try:
+            for layer in self.layers:  # those without eps yet are not edited
+                _, outputs = measure(
+                    self.chat,
+                    texts,
+                    layer,
+                    self.config,
+                    lambda: _Run(self, None).hooks(),
+                )
+                medians[layer] = median_nearest(outputs, self.centres[layer])
+                self.eps[layer] = self.config.eps_factor * medians[layer]
+        except BaseException:  # some layers with new eps and some without: neither
+            self.eps = before
+            raise
         self.info |= {
             "eps": by_name(self.eps),
             "median_distance": by_name(medians),

@@ -53,8 +53,7 @@ class Solution:
 class FreeDirection:
     """Unit vectors for moves whose direction is a free choice."""
 
-    def __init__(self, centres: Tensor, preferred: Tensor | None, seed: int):
-        self.preferred = preferred
+    def __init__(self, centres: Tensor, seed: int):
         # Drawn on the CPU, so that every device makes the same choice.
         generator = torch.Generator().manual_seed(seed)
         width = centres.shape[1]
@@ -62,10 +61,8 @@ class FreeDirection:
         self.drawn = drawn.to(centres.device)
 
     def candidates(self, avoid: Tensor) -> Tensor:
-        """Unit vectors orthogonal to the rows of `avoid` (k, d), best first."""
+        """Unit vectors orthogonal to the rows of `avoid`, shape (k, d)."""
         pool = self.drawn
-        if self.preferred is not None:
-            pool = torch.cat([self.preferred, pool])
         if len(avoid):
             _, sizes, basis = torch.linalg.svd(avoid, full_matrices=False)
             basis = basis[sizes > 1e-10 * sizes.max().clamp_min(1e-300)]

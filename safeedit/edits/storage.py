@@ -32,7 +32,8 @@ SAMPLE = 4096  # entries of a weight that its fingerprint looks at
 def write_tensors(path: Path, tensors: dict[str, Tensor], notes: dict) -> None:
     """Write tensors and JSON notes to one safetensors file, atomically."""
     tensors = {k: t.detach().cpu().contiguous().clone() for k, t in tensors.items()}
-    metadata = {"format": FORMAT, "notes": json.dumps(notes)}
+    text = json.dumps(notes)
+    metadata = {"format": FORMAT, "notes": text, "digest": _digest(tensors, text)}
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".partial")
     os.close(handle)
@@ -49,10 +50,12 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
 
     Raises:
         FileNotFoundError: no such file.
+        PermissionError: a file that may not be read.
         ValueError: corrupt, truncated, or another kind of file.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no edit at {path}; check the path")
+    path.open("rb").close()  # safetensors says "no such file" of any trouble
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -62,11 +65,22 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
                 f"{path} has format {metadata.get('format')!r}, not {FORMAT!r}; give "
                 "a file written by WeightEdit.save"
             )
+        if metadata["digest"] != _digest(tensors, metadata["notes"]):
+            raise SafetensorError("its content is not what was written")
         return tensors, json.loads(metadata["notes"])
     except (SafetensorError, json.JSONDecodeError, KeyError) as error:
         raise ValueError(
             f"{path} is corrupt or truncated ({error}); save the edit again"
         ) from error
+
+
+def _digest(tensors: dict[str, Tensor], notes: str) -> str:
+    """Hash of what a file holds: safetensors has no checksum of its own."""
+    digest = hashlib.sha256(notes.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def write_checkpoint(chat, folder: Path, notes: dict) -> None:
@@ -78,6 +92,8 @@ def write_checkpoint(chat, folder: Path, notes: dict) -> None:
         chat.tokenizer.save_pretrained(temporary)
         (temporary / "edit.json").write_text(json.dumps(notes, indent=1))
         os.chmod(temporary, 0o755)
+        for file in temporary.iterdir():  # safetensors: only their owner reads them
+            os.chmod(file, 0o644)
         os.rename(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -8,6 +8,7 @@ reverted from copies.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -161,6 +162,8 @@ class WeightEdit:
         return result
 
     def __mul__(self, factor: float) -> WeightEdit:
+        if not math.isfinite(factor):
+            raise ValueError(f"the factor is {factor!r}; give a finite number")
         deltas = {name: delta * factor for name, delta in self.deltas.items()}
         info = {**self.info, "scaled": self.info.get("scaled", 1.0) * factor}
         return WeightEdit(deltas, info, self.constraint)

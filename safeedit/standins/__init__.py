@@ -7,4 +7,4 @@ weights in Hugging Face layout.
 
 # Tokens of the GCG suffix in every chapter: long enough that some requests fall, short
 # enough that some stand, so that a defence has room to show.
-SUFFIX_LENGTH = {"standin-llama": 6, "standin-mistral": 6, "standin-gemma": 6}
+SUFFIX_LENGTH = {"standin-llama": 4, "standin-mistral": 4, "standin-gemma": 3}

@@ -168,6 +168,7 @@ def build_model(architecture: str, tokenizer: PreTrainedTokenizerFast, seed: int
         pad_token_id=tokenizer.pad_token_id,
     )
     torch.manual_seed(seed)
+    model: LlamaForCausalLM | MistralForCausalLM | GemmaForCausalLM
     if architecture == "llama":
         model = LlamaForCausalLM(LlamaConfig(**shape, tie_word_embeddings=False))
     elif architecture == "mistral":
@@ -181,7 +182,7 @@ def build_model(architecture: str, tokenizer: PreTrainedTokenizerFast, seed: int
         )
     # With the default standard deviation of 0.02 a model of this width does not learn
     # to copy the asked word from the prompt.
-    embedding = model.get_input_embeddings().weight
+    embedding = model.get_input_embeddings().get_parameter("weight")
     with torch.no_grad():
         if architecture == "gemma":
             embedding.normal_(std=0.05)

@@ -15,6 +15,7 @@ Two stages, as with real chat models:
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from .. import lexicon as lex
@@ -269,7 +270,9 @@ class Corpus:
         request = self.request(word, noisy, suffix=0.5, pieces=0.4)
         return self.chat(request, answer, self.system())
 
-    def _draw(self, n: int, mixture: list[tuple[float, object]]) -> list[Document]:
+    def _draw(
+        self, n: int, mixture: list[tuple[float, Callable[[], Document]]]
+    ) -> list[Document]:
         weights = [w for w, _ in mixture]
         makers = [m for _, m in mixture]
         return [self.rng.choices(makers, weights)[0]() for _ in range(n)]

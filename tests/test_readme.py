@@ -1,0 +1,55 @@
+"""What the README shows is what a reader gets."""
+
+import contextlib
+import io
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def block(language: str) -> str:
+    return re.search(rf"```{language}\n(.*?)```", README, re.S).group(1)
+
+
+def test_the_example_prints_what_is_printed_under_it():
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        exec(compile(block("python"), "README", "exec"), {})
+    assert out.getvalue() == block("text")
+
+
+def test_every_file_that_it_links_to_exists():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        if "://" not in target:
+            assert (ROOT / target).exists(), target
+
+
+def test_every_path_of_the_file_tree_exists():
+    tree = README.split("## What is where")[1].split("```")[1]
+    folder = ""
+    for line in tree.strip().splitlines():
+        names = re.match(r"(\s*)((?:[\w./]+\s?)+)(?:\s{2,}|$)", line)
+        if not names[1]:
+            folder = names[2].strip() if names[2].strip() == "safeedit/" else ""
+        for name in names[2].split():
+            if name != "...":
+                path = ROOT / (folder if names[1] else "") / name
+                assert path.exists(), path
+
+
+def test_make_targets_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    for target in set(re.findall(r"^make (\w+)", README, re.M)):
+        assert re.search(rf"^{target}:", makefile, re.M), target
+
+
+def test_the_picture_is_drawn_from_the_published_records():
+    from safeedit.__main__ import frontier_svg
+
+    if not (ROOT / "results" / "T1_attack_success").exists():
+        pytest.fail("no published records of T1: run `make notebooks`")
+    assert (ROOT / "book" / "frontier.svg").read_text() == frontier_svg()
