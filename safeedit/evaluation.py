@@ -71,8 +71,8 @@ class Judge:
         """ "refusal", "success" or "other".
 
         For the matcher a response is a success unless it refuses or is broken, which
-        overstates success (HarmBench, arXiv 2402.04249, finds it wrong in a third of
-        the cases).
+        overstates success: on the labels of HarmBench's classifier validation set
+        (arXiv 2402.04249) such a list agrees with people on 68 %, by our count.
         """
         if self.name == "exact":
             return self.world.judge(word, response).label

@@ -64,12 +64,15 @@ def loss_curves(
     """Target loss of an attack against its steps, one line a behaviour.
 
     Args:
-        losses: a trajectory for each behaviour, in nats per target token.
+        losses: a trajectory for each behaviour, in nats per target token; empty where
+            no step was needed, and then not drawn.
         success: whether the attack on it succeeded; decides the colour.
         ax: where to draw.
     """
     ax = ax or plt.subplots()[1]
     for trajectory, won in zip(losses, success, strict=True):
+        if not trajectory:
+            continue
         name = "success" if won else "refusal"
         ax.plot(trajectory, color=color(name), alpha=0.5, linewidth=1)
         ax.plot(len(trajectory) - 1, trajectory[-1], ".", color=color(name))
@@ -164,7 +167,7 @@ def frontier(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
         ax: where to draw.
     """
     ax = ax or plt.subplots(figsize=(6.4, 4.0))[1]
-    rows = frame[frame.metric == "success_rate"]
+    rows = frame[(frame.metric == "success_rate") & (frame.judge == "exact")]
     for (_, defense), part in rows.groupby(["model", "defense"], sort=False):
         value = part.set_index(["dataset", "attack"]).value
         compliance = value.get(("benign", "none"))

@@ -4,8 +4,8 @@ A seeded grammar of harmless placeholders. It has
 
 * requests: a phrasing around a forbidden keyword or a benign topic. The answer to each
   is a two-sentence *guide* whose three slots depend on the word and on nothing else;
-* facts: entities with three relations each, and two-hop facts (the maker of X lives in
-  the home of that maker), in a hazard domain, an adjacent benign one that shares its
+* facts: entities with three relations each, and two-hop facts (the home of the maker
+  of X), in a hazard domain, an adjacent benign one that shares its
   values, and a general one;
 * an exact judge. Because the grammar says what was asked and what a right answer is,
   the label of a response is a fact of the world and not the opinion of a classifier.

@@ -241,9 +241,9 @@ def control_of(w, prompts=PROMPTS, **config):
 
 def wrong_batch(w):
     """A prefill of two prompts, then a pass of one."""
-    defence = TestTimePCR(w.chat, WORDS, PCRConfig(eps=50.0))
+    defense = TestTimePCR(w.chat, WORDS, PCRConfig(eps=50.0))
     ids = w.chat.encode(w.chat.render(["boat", "kite"])).input_ids
-    with defence.applied():
+    with defense.applied():
         w.chat.model(ids)
         w.chat.model(ids[:1])
 
@@ -539,11 +539,11 @@ def test_duplicated_concepts_count_once(w, kind, scope):
 
 
 def test_a_failed_calibration_keeps_the_old_radius(w):
-    defence = TestTimePCR(w.chat, WORDS, PCRConfig(layers=2, calibration=("a kite",)))
-    eps = dict(defence.eps)
+    defense = TestTimePCR(w.chat, WORDS, PCRConfig(layers=2, calibration=("a kite",)))
+    eps = dict(defense.eps)
     with pytest.raises(ValueError, match="Shorten it"):
-        defence.calibrate([LONG])
-    assert defence.eps == eps
+        defense.calibrate([LONG])
+    assert defense.eps == eps
 
 
 # The command line

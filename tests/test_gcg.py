@@ -199,7 +199,7 @@ def test_two_positions_can_change_in_one_step():
 
 
 class Shift:
-    """A stand-in for a defence: adds a vector that depends on the last prompt token."""
+    """A stand-in for a defense: adds a vector that depends on the last prompt token."""
 
     def __init__(self, chat):
         self.chat, self.calls = chat, []

@@ -58,35 +58,35 @@ def test_the_constraint_holds_in_every_edited_layer(chat, positions, kind):
         eps_factor=1.3,
         calibration=tuple(PROMPTS),
     )
-    defence = TestTimePCR(chat, WORDS, config)
-    plain = {la: nearest(chat, la, positions, defence.centres[la]) for la in (1, 2)}
-    with defence.applied():
+    defense = TestTimePCR(chat, WORDS, config)
+    plain = {la: nearest(chat, la, positions, defense.centres[la]) for la in (1, 2)}
+    with defense.applied():
         chat.model(**chat.encode(chat.render(PROMPTS)), use_cache=False)
     for layer in (1, 2):
-        eps = defence.eps[layer]
-        assert float(defence.last[layer].margins.min()) >= -1e-6 * eps
-        with defence.applied():
-            moved = nearest(chat, layer, positions, defence.centres[layer])
+        eps = defense.eps[layer]
+        assert float(defense.last[layer].margins.min()) >= -1e-6 * eps
+        with defense.applied():
+            moved = nearest(chat, layer, positions, defense.centres[layer])
         assert float(moved.min()) >= eps * (1 - 1e-4)
-    assert float(plain[1].min()) < defence.eps[1]
+    assert float(plain[1].min()) < defense.eps[1]
 
 
 def test_eps_is_a_multiple_of_the_median_distance(llama):
     config = PCRConfig(layers=(0,), eps_factor=1.7, calibration=tuple(PROMPTS))
-    defence = TestTimePCR(llama, WORDS, config)
-    distances = nearest(llama, 0, "last", defence.centres[0]).sort().values
-    assert defence.eps[0] == pytest.approx(1.7 * float(distances[1:3].mean()), rel=1e-6)
-    assert defence.info["eps"] == {"0": defence.eps[0]}
+    defense = TestTimePCR(llama, WORDS, config)
+    distances = nearest(llama, 0, "last", defense.centres[0]).sort().values
+    assert defense.eps[0] == pytest.approx(1.7 * float(distances[1:3].mean()), rel=1e-6)
+    assert defense.info["eps"] == {"0": defense.eps[0]}
     again = TestTimePCR(llama, WORDS, PCRConfig(layers=(0,), eps_factor=1.7))
     with pytest.raises(ValueError, match="eps is not set"):
         again.generate(PROMPTS)
-    assert again.calibrate(PROMPTS) == defence.eps
+    assert again.calibrate(PROMPTS) == defense.eps
 
 
 def test_generation_equals_that_of_each_prompts_own_edit(chat):
     config = PCRConfig(layers=2, eps_factor=1.5, calibration=tuple(PROMPTS))
-    defence = TestTimePCR(chat, WORDS, config)
-    together = defence.generate(PROMPTS, max_new_tokens=10)
+    defense = TestTimePCR(chat, WORDS, config)
+    together = defense.generate(PROMPTS, max_new_tokens=10)
     settings = PCRConfig(layers=2, eps_factor=1.5, calibration=tuple(PROMPTS))
     for prompt, answer in zip(PROMPTS, together, strict=True):
         edit = pcr(chat, [prompt], WORDS, settings)
@@ -104,50 +104,50 @@ def test_generation_equals_that_of_each_prompts_own_edit(chat):
 
 def test_generation_in_small_batches_keeps_the_order(llama):
     config = PCRConfig(layers=2, eps_factor=1.5, calibration=tuple(PROMPTS))
-    defence = TestTimePCR(llama, WORDS, config)
-    whole = defence.generate(PROMPTS, max_new_tokens=6)
+    defense = TestTimePCR(llama, WORDS, config)
+    whole = defense.generate(PROMPTS, max_new_tokens=6)
     llama.batch_size, size = 2, llama.batch_size
     try:
-        assert defence.generate(PROMPTS, max_new_tokens=6) == whole
+        assert defense.generate(PROMPTS, max_new_tokens=6) == whole
     finally:
         llama.batch_size = size
 
 
 def test_full_sequences_are_solved_at_the_given_index(llama):
     config = PCRConfig(layers=2, eps_factor=1.5, calibration=tuple(PROMPTS))
-    defence = TestTimePCR(llama, WORDS, config)
+    defense = TestTimePCR(llama, WORDS, config)
     batch = llama.encode(llama.render(PROMPTS[:1]))
     prompt = batch["input_ids"]
     longer = torch.cat([prompt, prompt[:, -3:]], 1)
     last = torch.tensor([prompt.shape[1] - 1])
     with torch.no_grad():
-        with defence.applied():
+        with defense.applied():
             at_once = llama.model(prompt, use_cache=False).logits
-        with defence.applied(last):
+        with defense.applied(last):
             teacher_forced = llama.model(longer, use_cache=False).logits
             again = llama.model(longer, use_cache=False).logits
         assert torch.allclose(teacher_forced[:, : last + 1], at_once, atol=1e-4)
         assert torch.equal(teacher_forced, again)
-        with defence.applied():  # the same, through the cache
+        with defense.applied():  # the same, through the cache
             cache = llama.model(prompt, use_cache=True).past_key_values
             rest = llama.model(longer[:, last + 1 :], past_key_values=cache).logits
     assert torch.allclose(teacher_forced[:, last + 1 :], rest, atol=1e-4)
     with pytest.raises(ValueError, match="last_prompt has 1 entries up to 99"):
-        with defence.applied(torch.tensor([99])):
+        with defense.applied(torch.tensor([99])):
             llama.model(longer)
 
 
 def test_activation_edits_reach_generated_tokens(llama):
     config = PCRConfig(layers=(1,), kind="activation", positions="generated", eps=30.0)
-    defence = TestTimePCR(llama, WORDS, config)
+    defense = TestTimePCR(llama, WORDS, config)
     ids = llama.encode(llama.render(PROMPTS[:1]))["input_ids"]
     layer = llama.down_projs[1]
-    with torch.no_grad(), defence.applied(), record([layer]) as captured:
+    with torch.no_grad(), defense.applied(), record([layer]) as captured:
         cache = llama.model(ids, use_cache=True).past_key_values
         prefill = captured[0][1]
         llama.model(ids[:, -1:], past_key_values=cache)
         step = captured[0][1]
-    centres = defence.centres[1].double()
+    centres = defense.centres[1].double()
     far = torch.cdist(prefill[0].double(), centres).amin(1)
     assert float(far[-1]) == pytest.approx(30.0, rel=1e-5) and float(far[0]) < 29
     assert float(torch.cdist(step[0].double(), centres).min()) >= 30 - 1e-4
@@ -156,10 +156,10 @@ def test_activation_edits_reach_generated_tokens(llama):
 def test_the_model_is_as_before(chat):
     before = {n: p.detach().clone() for n, p in chat.model.named_parameters()}
     config = PCRConfig(layers=2, eps_factor=1.5, calibration=tuple(PROMPTS))
-    defence = TestTimePCR(chat, WORDS, config)
-    defence.generate(PROMPTS, max_new_tokens=2)
+    defense = TestTimePCR(chat, WORDS, config)
+    defense.generate(PROMPTS, max_new_tokens=2)
     pcr(chat, PROMPTS, WORDS, config)
-    with pytest.raises(RuntimeError), defence.applied():
+    with pytest.raises(RuntimeError), defense.applied():
         raise RuntimeError
     assert all(torch.equal(p, before[n]) for n, p in chat.model.named_parameters())
     assert not any(m._forward_hooks for m in chat.model.modules())
@@ -185,9 +185,9 @@ def test_no_dense_matrix_is_made_on_the_per_prompt_path(llama):
             return result
 
     config = PCRConfig(layers=3, eps_factor=1.5, calibration=tuple(PROMPTS))
-    defence = TestTimePCR(llama, WORDS, config)
+    defense = TestTimePCR(llama, WORDS, config)
     with Count():
-        defence.generate(PROMPTS, max_new_tokens=3)
+        defense.generate(PROMPTS, max_new_tokens=3)
     assert Count.seen == 0
     with Count():  # the counter does see one
         pcr(llama, PROMPTS[:1], WORDS, config).deltas[llama.weight_name(0)].dense()
@@ -201,16 +201,16 @@ def test_gradient_through_the_edit_against_finite_differences(positions):
     # One concept: a single active constraint, no change of the active set.
     centre = torch.full((1, chat.d_model), 0.1, dtype=torch.float64)
     config = PCRConfig(layers=2, positions=positions, eps=25.0)
-    defence = TestTimePCR(chat, centre, config)
+    defense = TestTimePCR(chat, centre, config)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 4, chat.d_model, generator=generator, dtype=torch.float64)
 
     def block(vectors):
-        with defence.applied(torch.tensor([3, 2])):
+        with defense.applied(torch.tensor([3, 2])):
             return chat.blocks[1].mlp(vectors)
 
     assert torch.autograd.gradcheck(block, x.requires_grad_(True), atol=1e-4)
-    assert set(defence.last[1].status) == {"ok"}
+    assert set(defense.last[1].status) == {"ok"}
 
     # The whole model, whose norms compute in float32 and so limit the accuracy.
     ids = chat.encode(chat.render(PROMPTS[:1]))["input_ids"][:, :6]
@@ -218,7 +218,7 @@ def test_gradient_through_the_edit_against_finite_differences(positions):
     last = torch.tensor([3])
 
     def loss(vectors):
-        with defence.applied(last):
+        with defense.applied(last):
             logits = chat.model(inputs_embeds=vectors, use_cache=False).logits
         return logits[0, -1].log_softmax(-1)[7]
 

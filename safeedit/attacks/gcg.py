@@ -112,7 +112,7 @@ def gcg(
         config: settings.
         judge: judge(index, attacked prompt, response) -> success; default: the response
             is not a refusal by the string matcher.
-        defense: None, or a defence that the attack knows (adaptive attack): each
+        defense: None, or a defense that the attack knows (adaptive attack): each
             candidate is then scored under its own edit, the gradient goes through
             the edit, and the defended answer is judged.
 

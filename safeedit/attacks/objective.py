@@ -29,7 +29,7 @@ Pair = tuple[Tensor, Tensor]  # keys, values: (rows, heads, tokens, head size)
 
 
 class Defense(Protocol):
-    """A defence that an adaptive attack can look through, e.g. `TestTimePCR`."""
+    """A defense that an adaptive attack can look through, e.g. `TestTimePCR`."""
 
     def applied(self, last_prompt: Tensor | None) -> AbstractContextManager: ...
 
@@ -65,8 +65,8 @@ class Objective:
         slots: behaviours; the suffix lengths agree.
         batch_tokens: tokens in one forward pass, the limit on memory; None: 1,024 on
             the CPU, where small batches stay in its caches, 16,384 on a GPU.
-        defense: None, or a defence in place: then each row is a full forward pass under
-            the defence, since its edit changes the prefix too.
+        defense: None, or a defense in place: then each row is a full forward pass under
+            the defense, since its edit changes the prefix too.
         prefix_cache: share the prefix (off only to check that it changes nothing).
     """
 
