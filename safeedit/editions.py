@@ -71,13 +71,19 @@ def _stable_ids(text: str | list[str]) -> str:
 
 
 def student_edition(node: NotebookNode) -> NotebookNode:
-    """The notebook without the cells tagged `solution`; code cells counted anew."""
+    """The notebook without the cells tagged `solution`; code cells counted anew.
+
+    Cells tagged `check` lose their output: what they print is about the solution, and
+    a stub has not been answered yet.
+    """
     student = nbformat.from_dict(
         {**node, "cells": [c for c in node.cells if "solution" not in tags(c)]}
     )
     code = [cell for cell in student.cells if cell.cell_type == "code"]
     for count, cell in enumerate(code, start=1):
         cell.execution_count = count
+        if "check" in tags(cell):
+            cell.outputs = []
         for output in cell.outputs:
             if "execution_count" in output:
                 output.execution_count = count

@@ -202,6 +202,21 @@ def test_editions_have_the_cells_of_the_source(done):
     assert "'shown'" in str(student.cells[2].outputs)
 
 
+def test_checks_say_nothing_in_the_student_edition():
+    """What a check printed was about the solution, which is not in that edition."""
+    new = nbformat.v4
+    said = [new.new_output("stream", text="exercise 1: correct.")]
+    cells = [
+        new.new_code_cell("x = 1", metadata={"tags": ["solution"]}),
+        new.new_code_cell("check(x)", metadata={"tags": ["check"]}, outputs=said),
+        new.new_code_cell("y", outputs=said),
+    ]
+    complete = new.new_notebook(cells=cells)
+    student = editions.student_edition(complete)
+    assert [len(c.outputs) for c in student.cells] == [0, 1]
+    assert [len(c.outputs) for c in complete.cells] == [0, 1, 1]
+
+
 def test_record_and_editions_share_the_fingerprint(done):
     run = run_of(done)
     record = records.read(run.record_path)

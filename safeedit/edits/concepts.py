@@ -1,6 +1,7 @@
 """From concepts to vectors: what the c_i of a point-wise constraint are.
 
-The paper calls them "embeddings of dangerous outputs". Four readings are offered;
+The concepts stand for dangerous outputs; which vector that means is not known to us
+from the paper. Four readings are offered;
 which one works is an experimental question. They differ in space and scale: the
 constraint compares the c_i with MLP outputs o, and vectors much shorter than o
 only make the edit inflate o, whatever the concepts say.

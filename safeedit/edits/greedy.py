@@ -11,7 +11,7 @@ from torch import Tensor
 
 from safeedit.edits.solution import FreeDirection, Solution, distances
 
-TOLERANCE = 1e-6  # stops when every margin >= -TOLERANCE (the paper states none)
+TOLERANCE = 1e-6  # stops when every margin >= -TOLERANCE (ours)
 
 
 def greedy(

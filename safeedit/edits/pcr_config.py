@@ -1,4 +1,4 @@
-"""The choices behind a PCR edit; the paper states none of them."""
+"""The choices behind a PCR edit; our sources for the paper tell none of them."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ POSITIONS = ("last", "prompt", "generated", "all")
 
 @dataclass(frozen=True)
 class PCRConfig:
-    """What is constrained, where, and how far. The paper states none of these."""
+    """What is constrained, where, and how far."""
 
     layers: int | tuple[int, ...] | None = None  # last k blocks, or block indices;
-    # None: the last 4, or all of a smaller model (paper.md 3, row 3)
+    # None: the last 4, or all of a smaller model
     positions: str = "last"  # "last": last prompt token; "prompt": every prompt
     # token; "generated": from the last prompt token on; "all": both
     scope: str = "per_prompt"  # or "shared": one edit from calibration prompts

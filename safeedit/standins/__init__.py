@@ -5,6 +5,6 @@ trained one is accepted. The folders `llama`, `mistral` and `gemma` hold the shi
 weights in Hugging Face layout.
 """
 
-# Tokens of the GCG suffix in model cards and chapter 1: long enough that some requests fall, short
-# enough that some stand, so that a defense has room to show.
+# Tokens of the GCG suffix in model cards and chapter 1: long enough that some requests
+# fall, short enough that some stand, so that a defense has room to show.
 SUFFIX_LENGTH = {"standin-llama": 4, "standin-mistral": 4, "standin-gemma": 3}
