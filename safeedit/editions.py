@@ -32,7 +32,7 @@ def normalise(node: NotebookNode) -> NotebookNode:
     for index, cell in enumerate(node.cells):
         for noise in ("papermill", "execution"):
             cell.metadata.pop(noise, None)
-        cell["id"] = f"cell-{index:03d}"
+        cell["id"] = _cell_id(index)
         if cell.cell_type == "code":
             cell.outputs = _merge_streams(cell.outputs)
             for output in cell.outputs:
@@ -70,6 +70,11 @@ def _stable_ids(text: str | list[str]) -> str:
     return text
 
 
+def _cell_id(index: int) -> str:
+    """The id of a cell by its place, equal in every run."""
+    return f"cell-{index:03d}"
+
+
 def student_edition(node: NotebookNode) -> NotebookNode:
     """The notebook without the cells tagged `solution`; code cells counted anew.
 
@@ -79,6 +84,8 @@ def student_edition(node: NotebookNode) -> NotebookNode:
     student = nbformat.from_dict(
         {**node, "cells": [c for c in node.cells if "solution" not in tags(c)]}
     )
+    for index, cell in enumerate(student.cells):
+        cell["id"] = _cell_id(index)
     code = [cell for cell in student.cells if cell.cell_type == "code"]
     for count, cell in enumerate(code, start=1):
         cell.execution_count = count

@@ -215,6 +215,7 @@ def test_checks_say_nothing_in_the_student_edition():
     student = editions.student_edition(complete)
     assert [len(c.outputs) for c in student.cells] == [0, 1]
     assert [len(c.outputs) for c in complete.cells] == [0, 1, 1]
+    assert [c.id for c in student.cells] == ["cell-000", "cell-001"]
 
 
 def test_record_and_editions_share_the_fingerprint(done):
