@@ -53,3 +53,22 @@ def test_the_picture_is_drawn_from_the_published_records():
     if not (ROOT / "results" / "T1_attack_success").exists():
         pytest.fail("no published records of T1: run `make notebooks`")
     assert (ROOT / "book" / "frontier.svg").read_text() == frontier_svg()
+
+
+def test_the_speeds_it_states_are_those_on_record():
+    from safeedit.records import read
+
+    folder = ROOT / "results" / "benchmarks"
+    ratios = [
+        row["value"]
+        for path in folder.glob("pcr-*.json")
+        for row in read(path).rows
+        if row["metric"].startswith("ratio")
+    ]
+    assert f"| {min(ratios):.2f} to {max(ratios):.2f} |" in README
+    speeds = {
+        row["attack"]: row["value"]
+        for row in read(folder / "gcg.json").rows
+        if row["metric"] == "steps_per_second"
+    }
+    assert f"| {speeds['gcg-64']:.1f}; {speeds['gcg-512']:.1f} |" in README
