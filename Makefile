@@ -4,6 +4,8 @@ PYTHON ?= python3
 # How pip is to find torch, for example on Linux without an NVIDIA GPU:
 #   make book TORCH_ARGS="--index-url https://download.pytorch.org/whl/cpu"
 TORCH_ARGS ?=
+# Notebooks that run at the same time, one core and 1 GB each: make book JOBS=2
+JOBS ?= 1
 V := .venv
 B := $(V)/bin
 BUILD = $(B)/jupyter-book build . --toc book/_toc.yml -W -n --keep-going
@@ -14,7 +16,7 @@ help:  ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
 
 book: $(V)/.stamp  ## run what is stale, compare with the published records, build the HTML
-	$(B)/python -m safeedit notebooks
+	$(B)/python -m safeedit notebooks --jobs $(JOBS)
 	$(B)/python -m safeedit compare || echo "The records above differ from the published ones; the book shows the new ones."
 	$(BUILD)
 	@echo "The book is in _build/html/index.html"
@@ -27,7 +29,7 @@ fresh: $(V)/.stamp  ## list stale committed outputs; fails when there are any
 	@$(B)/python -m safeedit fresh
 
 notebooks: $(V)/.stamp  ## run what is stale
-	$(B)/python -m safeedit notebooks
+	$(B)/python -m safeedit notebooks --jobs $(JOBS)
 
 lint: $(V)/.stamp  ## ruff and mypy
 	$(B)/pip install -q -e ".[dev]" -c constraints.txt

@@ -112,6 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = add(
         "notebooks", notebooks, "run what the book shows and is stale", "notebooks"
     )
+    sub.add_argument("--jobs", type=_count, default=1, help="runs at the same time")
     sub.add_argument("-f", "--force", action="store_true", help="even if it is fresh")
     add("picture", picture, "draw the README's picture from the records", "picture")
     add("fresh", fresh, "list stale outputs; fails when there are any", "fresh")
@@ -196,7 +197,7 @@ def notebooks(arguments: argparse.Namespace) -> int:
     """Run what the book shows and is stale."""
     from .notebooks import plan
 
-    return _run_all(plan(root=arguments.root), arguments.force)
+    return _run_all(plan(root=arguments.root), arguments.force, arguments.jobs)
 
 
 def _run_all(runs: list, force: bool, jobs: int = 1) -> int:
@@ -231,7 +232,7 @@ def _run_all(runs: list, force: bool, jobs: int = 1) -> int:
             do(index)
     else:
         # A page that shows the records of other runs waits for all before it.
-        pages = [i for i, task in enumerate(runs) if task.source.reads]
+        pages = [i for i, task in enumerate(runs) if _waits(task)]
         others = [i for i in range(len(runs)) if i not in pages]
         with ThreadPoolExecutor(jobs) as pool:
             list(pool.map(do, others))
@@ -240,6 +241,13 @@ def _run_all(runs: list, force: bool, jobs: int = 1) -> int:
     for failure in failures:
         print(f"failed: {failure}", file=sys.stderr)
     return 1 if failures else 0
+
+
+def _waits(task: Any) -> bool:
+    """Whether a run shows the records of other runs: of other notebooks, or, as the
+    canonical run of a notebook that compares models, of its own on other models."""
+    own = task.source.name
+    return any(name != own or task.canonical for name in task.source.reads)
 
 
 def _in_process(task: Any, force: bool) -> str:

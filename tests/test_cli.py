@@ -115,3 +115,19 @@ def test_module_runs_as_a_program():
     )
     assert done.returncode == 0
     assert "doctor" in done.stdout
+
+
+def test_only_runs_that_show_others_records_wait_for_them():
+    """With several jobs, the runs of a table on other models go side by side."""
+    from types import SimpleNamespace
+
+    from safeedit.__main__ import _waits
+
+    def task(reads, canonical):
+        source = SimpleNamespace(name="T1", reads=reads)
+        return SimpleNamespace(source=source, canonical=canonical)
+
+    assert _waits(task(["T1"], canonical=True))
+    assert not _waits(task(["T1"], canonical=False))
+    assert _waits(task(["T0"], canonical=False))
+    assert not _waits(task([], canonical=True))
