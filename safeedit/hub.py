@@ -56,6 +56,16 @@ KNOWN = {
         Source("standin-llama", "stand-in", STANDINS / "llama", licence="MIT"),
         Source("standin-mistral", "stand-in", STANDINS / "mistral", licence="MIT"),
         Source("standin-gemma", "stand-in", STANDINS / "gemma", licence="MIT"),
+        # Oracles: trained alike, but never on what unlearning shall remove.
+        *(
+            Source(
+                f"standin-{name}-oracle",
+                "stand-in",
+                STANDINS / f"{name}-oracle",
+                licence="MIT",
+            )
+            for name in ("llama", "mistral", "gemma")
+        ),
         Source(
             "llama-3.1-8b-instruct",
             "real",

@@ -16,7 +16,8 @@ A source's YAML header may say, beside the entries of jupytext and the kernel:
       models: [standin-llama, standin-gemma]  # run it once for each (`reproduce`)
       seeds: [0, 1, 2]           # and for each of these values of `seed`
       uses: [standin-mistral]    # stand-ins loaded beside the parameter's, unless a
-                                 # code cell names them literally
+                                 # code cell names them literally; "oracle" means the
+                                 # oracle of the parameter's
       reads: [T1_attack_success] # notebooks whose records it needs: they run first
       alone: true                # it measures seconds: nothing else runs beside it
 
@@ -42,7 +43,7 @@ from .editions import problems, tags
 from .provenance import ROOT
 from .records import RecordError, read
 
-STANDIN = re.compile(r"standin-[a-z]+")
+STANDIN = re.compile(r"standin-[a-z]+(?:-oracle)?")
 SCALES = ("smoke", "cpu", "gpu")  # values of the parameter `scale`
 
 
@@ -229,7 +230,8 @@ class Run:
         ]
         # A stand-in can be named by a parameter, by a cell or by the header.
         models = set(STANDIN.findall(repr([cells, self.parameters])))
-        models |= set(self.source.header.get("uses", []))
+        for name in self.source.header.get("uses", []):
+            models.add(f"{self.model}-oracle" if name == "oracle" else name)
         modules = fingerprints.reached_modules(cells)
         return fingerprints.digest(
             {

@@ -16,6 +16,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
+from matplotlib.ticker import NullLocator
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
 # Okabe-Ito: told apart with any kind of colour vision.
@@ -193,6 +194,38 @@ def lines(
     if texts:
         ax.set_xticks(range(len(places)), places)
     return ax
+
+
+def log_axis(ax: Axes, ticks: Sequence[float]) -> None:
+    """Make the horizontal axis logarithmic, with plain numbers at these places only.
+
+    Matplotlib's own labels (3 x 10^-3, ...) run into each other on an axis that spans
+    little more than a decade.
+
+    Args:
+        ax: whose axis.
+        ticks: where to put a number, all > 0.
+    """
+    ax.set_xscale("log")
+    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    ax.xaxis.set_minor_locator(NullLocator())
+
+
+def legend_below(figure: Figure, ax: Axes, columns: int = 3) -> None:
+    """One legend for a figure of several panels, under them and so over no data.
+
+    Args:
+        figure: the figure; its panels share their lines' names and looks.
+        ax: the panel that the legend is read from.
+        columns: of the legend.
+    """
+    figure.legend(
+        *ax.get_legend_handles_labels(),
+        ncols=columns,
+        fontsize="small",
+        loc="upper center",
+        bbox_to_anchor=(0.5, 0.0),
+    )
 
 
 def _clipped(error: list[pd.Series]) -> np.ndarray:

@@ -23,7 +23,7 @@ from .schema import ROW_NUMBERS, ROW_TEXT, RecordError, validate
 RESULTS = ROOT / "results"  # <notebook>/<model>.json: the published records
 INTERACTIVE = "interactive"  # fingerprint of a record that no runner vouches for
 
-VERSIONED = ("python", "torch", "transformers", "datasets", "numpy")
+VERSIONED = ("python", "torch", "transformers", "peft", "datasets", "numpy")
 # Units of what belongs to a machine, and is not compared between two.
 TIMED_UNITS = ("s", "ms", "MB", "steps/s", "tokens/s", "times")
 
@@ -129,6 +129,41 @@ def _plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else value
 
 
+def build(
+    notebook: str,
+    parameters: Mapping[str, Any],
+    chat: Any,
+    rows: Sequence[Mapping[str, Any]],
+    seconds: Mapping[str, float],
+    peak_memory_mb: float | None = None,
+    prompts: Sequence[Mapping[str, Any]] = (),
+    fingerprint: str = INTERACTIVE,
+) -> Record:
+    """The record of a run that ends now, not written; arguments as for `save_run`.
+
+    It began `total` seconds ago, or as long ago as its longest part took.
+    """
+    total = seconds.get("total", max(seconds.values(), default=0.0))
+    started = datetime.now(UTC).timestamp() - float(total)
+    return Record(
+        kit_version=version_of("safeedit"),
+        commit=commit(),
+        notebook=notebook,
+        parameters=dict(parameters),
+        fingerprint=fingerprint,
+        model=describe(chat),
+        device=str(chat.device),
+        dtype=str(chat.dtype).removeprefix("torch."),
+        seed=int(parameters.get("seed", 0)),
+        versions={name: version_of(name) for name in VERSIONED},
+        seconds={key: float(value) for key, value in seconds.items()},
+        peak_memory_mb=peak_memory_mb,
+        started=datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
+        rows=[{key: _plain(cell) for key, cell in r.items()} for r in rows],
+        prompts=[dict(prompt) for prompt in prompts],
+    )
+
+
 def save_run(
     notebook: str,
     parameters: Mapping[str, Any],
@@ -160,26 +195,8 @@ def save_run(
     fingerprint = os.environ.get("SAFEEDIT_FINGERPRINT", INTERACTIVE)
     place = os.environ.get("SAFEEDIT_RECORD")
     path = Path(place or ROOT / "runs" / INTERACTIVE / notebook / f"{chat.name}.json")
-    total = max(seconds.values(), default=0.0)
-    started = datetime.now(UTC).timestamp() - float(seconds.get("total", total))
-    record = Record(
-        kit_version=version_of("safeedit"),
-        commit=commit(),
-        notebook=notebook,
-        parameters=dict(parameters),
-        fingerprint=fingerprint,
-        model=describe(chat),
-        device=str(chat.device),
-        dtype=str(chat.dtype).removeprefix("torch."),
-        seed=int(parameters.get("seed", 0)),
-        versions={name: version_of(name) for name in VERSIONED},
-        seconds={key: float(value) for key, value in seconds.items()},
-        peak_memory_mb=peak_memory_mb,
-        started=datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
-        rows=[{key: _plain(cell) for key, cell in r.items()} for r in rows],
-        prompts=[dict(prompt) for prompt in prompts],
-    )
-    return record.write(path)
+    run = (notebook, parameters, chat, rows, seconds, peak_memory_mb, prompts)
+    return build(*run, fingerprint).write(path)
 
 
 def find(folder: str | Path = RESULTS, **where: Any) -> list[Record]:

@@ -6,6 +6,7 @@ nothing that is published; a failed notebook stays there to be looked at.
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -106,6 +107,12 @@ def execute(run: Run, progress: bool = True) -> None:
         "finished": time.strftime("%Y-%m-%dT%H:%MZ", time.gmtime()),
     }
     write_atomic(run.status_path, json.dumps(status, indent=1) + "\n")
+    shutil.rmtree(_cells(run), ignore_errors=True)
+
+
+def _cells(run: Run) -> Path:
+    """Where the run keeps finished parts until it is done; see `safeedit.cells`."""
+    return run.source.root / "runs" / "cells" / run.fingerprint
 
 
 def _place_record(run: Run, draft: Path) -> None:
@@ -163,6 +170,7 @@ def _environment(run: Run, draft: Path) -> Iterator[None]:
     wanted = {
         "SAFEEDIT_FINGERPRINT": run.fingerprint,
         "SAFEEDIT_RECORD": str(draft),
+        "SAFEEDIT_CELLS": str(_cells(run)),
         "PYTHONPATH": os.pathsep.join(path),
         "PYTHONHASHSEED": "0",  # the order of sets
         "SOURCE_DATE_EPOCH": "0",  # the date inside SVG pictures

@@ -29,6 +29,7 @@ REAL_MODELS = {
     "mistral-7b-instruct-v0.2": "Mistral-7B-Instruct-v0.2",
     "gemma-2b-it": "Gemma-2B-it",
 }
+Z = 1.96  # standard errors in half a 95 % interval
 
 
 def paper(table: str) -> dict:
@@ -154,18 +155,41 @@ def verdict(
     return f"{word} ({value:{form}} [{low:{form}}, {high:{form}}])"
 
 
-def pooled(frame: pd.DataFrame, by: list[str], log: bool = False) -> pd.DataFrame:
+def pooled(
+    frame: pd.DataFrame, by: list[str], log: bool = False, continuity: bool = False
+) -> pd.DataFrame:
     """Rows of several runs as one row for each group, in their first order.
 
-    Shares add their counts and get Wilson's interval of the sum. Of other values it is
-    the mean weighted by n, its interval from the runs' own: half a width is read as
-    1.96 standard errors, which add in squares, as runs draw their prompts apart.
+    Shares add their counts and get Wilson's interval of the sum. Other values are taken
+    as means over one sample, the N pairs or texts of all runs:
+
+        mean ± z sqrt(s² / N),   s² = Σ w_r s_r² + Σ w_r (mean_r - mean)²
+
+    (law of total variance) with weights w_r = n_r / N, where s_r² = n_r (half / z)² is
+    read from the interval of run r. The second sum is there because each run chose its
+    settings anew. That the pairs of a run share its settings is not in it: three runs
+    are too few to tell.
 
     Args:
-        frame: tidy rows.
+        frame: tidy rows. A run without an interval counts as having no spread of its
+            own, one without n as a single pair.
         by: columns that name a group; of the others only the results stay.
         log: average logarithms, for ratios.
+        continuity: widen the interval by 1/N on each side. For differences of rates on
+            the same prompts: their sum moves in whole pairs, of which often only a few
+            differ (Edwards 1948, for McNemar's test).
+
+    Returns:
+        A row for each group with the columns of `by`, value, n (the sum), low, high.
+
+    Raises:
+        ValueError: log and continuity together: 1/N is a step of a rate.
     """
+    if log and continuity:
+        raise ValueError(
+            "log=True with continuity=True: a ratio has no step of 1/N. Give log for "
+            "ratios, continuity for differences of rates, neither for other means."
+        )
     rows = []
     for key, part in frame.groupby(by, sort=False, dropna=False):
         row: dict = dict(zip(by, key, strict=True))
@@ -176,11 +200,16 @@ def pooled(frame: pd.DataFrame, by: list[str], log: bool = False) -> pd.DataFram
             row["value"] = hits / row["n"]
             row["low"], row["high"] = wilson_interval(hits, row["n"])
         else:
-            ends = part[["value", "low", "high"]].astype(float).to_numpy().T
-            value, low, high = np.log(ends) if log else ends
+            runs = part[["value", "low", "high"]].astype(float)
+            for end in ("low", "high"):
+                runs[end] = runs[end].fillna(runs.value)
+            value, low, high = (np.log(runs) if log else runs).to_numpy().T
             weight = n / n.sum()
             mean = float((weight * value).sum())
-            half = math.sqrt(((weight * (high - low) / 2) ** 2).sum())
+            within = n * ((high - low) / 2 / Z) ** 2
+            variance = float((weight * (within + (value - mean) ** 2)).sum())
+            half = Z * math.sqrt(variance / n.sum())
+            half += 1 / n.sum() if continuity else 0
             ends = np.array([mean, mean - half, mean + half])
             row["value"], row["low"], row["high"] = np.exp(ends) if log else ends
         rows.append(row)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
 import numpy as np
@@ -174,3 +175,19 @@ def test_runner_decides_place_and_fingerprint(tmp_path, monkeypatch):
     saved = records.read(path)
     assert saved.fingerprint == "abc"
     assert saved.model["id"] == "owner/model"
+
+
+def test_what_is_saved_is_what_was_built(tmp_path, monkeypatch):
+    monkeypatch.setenv("SAFEEDIT_RECORD", str(tmp_path / "draft.json"))
+    monkeypatch.setenv("SAFEEDIT_FINGERPRINT", "abc")
+    run = ("T9_demo", {"seed": 3}, chat(), [records.row("m", np.float64(0.5), 4)])
+    seconds = {"edit": 3600, "generate": 7}  # no total: the longest part counts
+    begin = datetime.now(UTC) - timedelta(seconds=3601)  # records hold whole seconds
+    saved = records.read(records.save_run(*run, seconds, 12.5))
+    built = records.build(*run, seconds, 12.5, fingerprint="abc")
+    end = datetime.now(UTC) - timedelta(seconds=3600)
+    for made in (saved, built):
+        assert begin <= datetime.fromisoformat(made.started) <= end
+    same = [dataclasses.replace(made, started="") for made in (saved, built)]
+    assert same[0] == same[1]
+    assert records.build(*run, {}).fingerprint == "interactive"

@@ -148,6 +148,46 @@ def test_the_random_direction_control_keeps_every_norm():
     assert not torch.allclose(control.deltas[name].U, edit.deltas[name].U, atol=0.1)
 
 
+@pytest.mark.parametrize("shape", [(96, 160), (160, 96), (256,)])
+def test_a_dense_random_direction_has_the_same_norm_and_another_direction(shape):
+    generator = torch.Generator().manual_seed(0)
+    delta = torch.randn(shape, generator=generator)
+    delta[0] = 30.0  # one output has most of it
+    edit = WeightEdit({"a": delta, "b": 0.01 * delta}, {"method": "test"})
+    control, again, other = (edit.randomised(seed) for seed in (1, 1, 2))
+    for name, was in edit.deltas.items():
+        new = control.deltas[name]
+        assert isinstance(new, torch.Tensor) and new.shape == was.shape
+        assert float(new.norm()) == pytest.approx(float(was.norm()), rel=1e-5)
+        assert abs(float((new * was).sum())) < 0.25 * float(was.norm()) ** 2
+        assert torch.equal(new, again.deltas[name])
+        assert not torch.allclose(new, other.deltas[name], rtol=0.1)
+    # Each weight has directions of its own, though its change is the same but for size.
+    assert not torch.allclose(control.deltas["a"], 100 * control.deltas["b"], rtol=0.1)
+    if len(shape) == 2:  # every input is still met as strongly
+        x = torch.randn(shape[1], 5, generator=generator)
+        strengths = [(d["a"] @ x).norm(dim=0) for d in (edit.deltas, control.deltas)]
+        assert torch.allclose(*strengths, rtol=1e-4)
+
+
+def test_a_random_direction_is_dense_where_the_edit_is(chat):
+    edit = edit_of(chat, "dense", layer=0) + edit_of(chat, "low rank", layer=1)
+    control = edit.randomised(seed=3)
+    kinds = {name: type(delta) for name, delta in edit.deltas.items()}
+    assert {name: type(delta) for name, delta in control.deltas.items()} == kinds
+    assert control.norm().per_layer == pytest.approx(edit.norm().per_layer, rel=1e-5)
+    before = logits(chat)
+    with control.applied(chat):
+        assert not torch.allclose(logits(chat), before)
+
+
+def test_a_dense_random_direction_keeps_its_dtype():
+    delta = torch.randn(40, 60).to(torch.bfloat16)
+    new = WeightEdit({"a": delta}).randomised().deltas["a"]
+    assert new.dtype == torch.bfloat16
+    assert float(new.norm()) == pytest.approx(float(delta.norm()), rel=1e-2)
+
+
 # Files
 
 

@@ -17,7 +17,7 @@ their mean loss over random copies (`smoothed`).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -26,19 +26,18 @@ from torch import Tensor
 
 from safeedit.attacks.objective import Objective
 from safeedit.attacks.result import AttackResult
-from safeedit.attacks.smoothed import smoothed_losses
-from safeedit.attacks.suffix import (
-    Slot,
-    allowed_tokens,
-    make_slot,
-    suffix_texts,
-    typed,
+from safeedit.attacks.search import (
+    Judge,
+    Search,
+    check_behaviours,
+    each_step,
+    pool_losses,
+    result_of,
 )
-from safeedit.chat import Chat, check_prompts
-from safeedit.defenses import Defense, edit_of, is_random, seen_through
-from safeedit.judges import is_refusal
-
-Judge = Callable[[int, str, str], bool]  # (index, prompt, response) -> success
+from safeedit.attacks.smoothed import smoothed_losses
+from safeedit.attacks.suffix import allowed_tokens, make_slots, typed
+from safeedit.chat import Chat
+from safeedit.defenses import Defense, is_random, seen_through
 
 
 @dataclass(frozen=True)
@@ -79,24 +78,11 @@ class GCGConfig:
             )
 
 
-@dataclass
-class _Search:
+@dataclass(kw_only=True)
+class _Search(Search):
     """State of one behaviour."""
 
-    index: int
-    slot: Slot
-    generator: torch.Generator
-    current: Tensor  # ids, shape (length,)
-    best: Tensor
-    trace: list[float]
-    steps: int = 0
-    looked_at: tuple[int, ...] | None = None  # suffix whose answer was last judged
-    response: str = ""
-    success: bool = False
-
-    def finished(self, config: GCGConfig) -> bool:
-        """Whether the behaviour leaves before the last step."""
-        return config.early_stop and self.success
+    current: Tensor  # ids, shape (length,); may be worse than the best
 
     def move(self, candidate: Tensor, loss: float) -> None:
         """Go to a candidate, as the paper does also where the loss rises."""
@@ -152,57 +138,20 @@ def gcg(
     """
     check_behaviours(prompts, targets)
     began = time.perf_counter()
-    judge = judge or (lambda index, prompt, response: not is_refusal(response))
-    answerer = chat if defense is None else defense
     allowed = allowed_tokens(chat, config.allow_non_ascii, config.banned_words)
     allowed = allowed.to(chat.device)
     render = None if defense is None else partial(seen_through, defense)
+    length = config.suffix_length
+    slots = make_slots(chat, prompts, targets, config.init, length, render)
     searches = []
-    for index, (prompt, target) in enumerate(zip(prompts, targets, strict=True)):
-        slot = make_slot(
-            chat, prompt, target, config.init, config.suffix_length, render
-        )
-        chat.check_length(index, len(slot.ids))
+    for index, slot in enumerate(slots):
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + index)
         start = torch.tensor(slot.start, device=chat.device)
-        searches.append(_Search(index, slot, generator, start, start, []))
-    live, objective = searches, None
-    for step in range(config.num_steps + 1):
-        if config.early_stop and step % config.eval_every == 0:
-            _look(chat, answerer, judge, live, config)
-        staying = [search for search in live if not search.finished(config)]
-        if step == config.num_steps or not staying:
-            break
-        if objective is None or len(staying) < len(live):
-            live = staying
-            slots = [search.slot for search in live]
-            objective = Objective(
-                chat, slots, config.batch_tokens, edit_of(defense), config.prefix_cache
-            )
+        searches.append(_Search(index, slot, generator, start, current=start))
+    for _, live, objective in each_step(chat, searches, config, judge, defense):
         _step(chat, objective, live, allowed, config, defense)
-    _look(chat, answerer, judge, searches, config)
-    texts = [suffix_texts(chat, s.slot, s.best[None])[0] for s in searches]
-    return AttackResult(
-        attack="gcg" if defense is None else "gcg-adaptive",
-        prompts=[s.slot.prompt + text for s, text in zip(searches, texts, strict=True)],
-        suffixes=texts,
-        responses=[search.response for search in searches],
-        success=[search.success for search in searches],
-        losses=[search.trace for search in searches],
-        steps=[search.steps for search in searches],
-        seconds=time.perf_counter() - began,
-    )
-
-
-def check_behaviours(prompts: Sequence[str], targets: Sequence[str]) -> None:
-    """Raise ValueError unless there are prompts, and one target for each."""
-    check_prompts(prompts)
-    if isinstance(targets, str) or len(prompts) != len(targets):
-        seen = "one string" if isinstance(targets, str) else f"{len(targets)} targets"
-        raise ValueError(
-            f"Got {len(prompts)} prompts and {seen}; give a list with one target for "
-            "each prompt."
-        )
+    attack = "gcg" if defense is None else "gcg-adaptive"
+    return result_of(attack, chat, searches, began)
 
 
 def _step(
@@ -223,13 +172,8 @@ def _step(
         pools.append(_sample(search, slope, allowed, config))
     keep = typed(chat, [s.slot for s in live], pools, config.banned_words)
     pools = [pool[mask.to(pool.device)] for pool, mask in zip(pools, keep, strict=True)]
-    sizes = [len(pool) for pool in pools]
-    owner = torch.repeat_interleave(
-        torch.arange(len(live), device=current.device),
-        torch.tensor(sizes, device=current.device),
-    )
-    scores = objective.losses(torch.cat(pools), owner) if sum(sizes) else current[:0, 0]
-    for search, pool, score in zip(live, pools, scores.split(sizes), strict=True):
+    scores = pool_losses(objective, pools)
+    for search, pool, score in zip(live, pools, scores, strict=True):
         search.steps += 1
         if len(pool) and is_random(defense):
             some = pool[score.argsort()[: config.shortlist]]
@@ -261,22 +205,3 @@ def _sample(
     drawn.scatter_(1, places, best[places, picks])
     drawn = torch.unique(drawn, dim=0)
     return drawn[(drawn != search.current).any(dim=1)]
-
-
-def _look(
-    chat: Chat,
-    answerer: Chat | Defense,
-    judge: Judge,
-    searches: list[_Search],
-    config: GCGConfig,
-) -> None:
-    """Generate and judge answers to best suffixes that were not judged before."""
-    due = [s for s in searches if s.looked_at != tuple(s.best.tolist())]
-    if not due:
-        return
-    prompts = [s.slot.prompt + suffix_texts(chat, s.slot, s.best[None])[0] for s in due]
-    answers = answerer.generate(prompts, max_new_tokens=config.max_new_tokens)
-    for search, prompt, answer in zip(due, prompts, answers, strict=True):
-        search.looked_at = tuple(search.best.tolist())
-        search.response = answer
-        search.success = bool(judge(search.index, prompt, answer))

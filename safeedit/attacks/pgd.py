@@ -25,23 +25,22 @@ from functools import partial
 from typing import Literal
 
 import torch
-from torch import Tensor
 
-from safeedit.attacks.gcg import Judge, check_behaviours
 from safeedit.attacks.objective import Objective
 from safeedit.attacks.relaxed import RelaxedSuffixes, separate_tokens
 from safeedit.attacks.result import AttackResult
-from safeedit.attacks.smoothed import smoothed_losses
-from safeedit.attacks.suffix import (
-    Slot,
-    allowed_tokens,
-    make_slot,
-    suffix_texts,
-    typed,
+from safeedit.attacks.search import (
+    Judge,
+    Search,
+    check_behaviours,
+    each_step,
+    pool_losses,
+    result_of,
 )
+from safeedit.attacks.smoothed import smoothed_losses
+from safeedit.attacks.suffix import allowed_tokens, make_slots, typed
 from safeedit.chat import Chat
-from safeedit.defenses import Defense, edit_of, is_random, seen_through
-from safeedit.judges import is_refusal
+from safeedit.defenses import Defense, is_random, seen_through
 
 
 @dataclass(frozen=True)
@@ -109,20 +108,11 @@ class PGDConfig:
 
 
 @dataclass
-class _Search:
+class _Search(Search):
     """State of one behaviour."""
 
-    index: int
-    slot: Slot
-    generator: torch.Generator
-    best: Tensor  # ids, shape (length,)
-    trace: list[float] = field(default_factory=list)
-    relaxed: list[float] = field(default_factory=list)
-    steps: int = 0
+    relaxed: list[float] = field(default_factory=list)  # loss of X before each step
     better_at: int = 0  # step of the latest improvement or return
-    looked_at: tuple[int, ...] | None = None  # suffix whose answer was last judged
-    response: str = ""
-    success: bool = False
 
 
 def pgd(
@@ -157,24 +147,21 @@ def pgd(
     """
     check_behaviours(prompts, targets)
     began = time.perf_counter()
-    judge = judge or (lambda index, prompt, response: not is_refusal(response))
     render = None if defense is None else partial(seen_through, defense)
+    length = config.suffix_length
+    slots = make_slots(chat, prompts, targets, config.init, length, render)
     searches = []
-    for index, (prompt, target) in enumerate(zip(prompts, targets, strict=True)):
-        slot = make_slot(
-            chat, prompt, target, config.init, config.suffix_length, render
-        )
-        chat.check_length(index, len(slot.ids))
+    for index, slot in enumerate(slots):
         # The draws of the samples are no continuation of the one that made the start.
         generator = torch.Generator().manual_seed(~(config.seed * 1_000_003 + index))
         start = torch.tensor(slot.start, device=chat.device)
         searches.append(_Search(index, slot, generator, start))
     allowed = allowed_tokens(chat, config.allow_non_ascii, config.banned_words)
     if config.separate:
-        allowed = separate_tokens(chat, searches[0].slot, allowed)
+        allowed = separate_tokens(chat, slots[0], allowed)
     relaxed = RelaxedSuffixes(
         chat,
-        [search.slot for search in searches],
+        slots,
         allowed,
         config.learning_rate,
         config.seed,
@@ -183,25 +170,15 @@ def pgd(
         clip=config.clip,
         banned_words=config.banned_words,
     )
-    live, objective = searches, None
-    for step in range(config.num_steps + 1):
-        if config.early_stop and step % config.eval_every == 0:
-            _look(chat, defense or chat, judge, live, config)
-        done = config.early_stop
-        staying = [i for i, s in enumerate(live) if not (done and s.success)]
-        if step == config.num_steps or not staying:
-            break
-        if objective is None or len(staying) < len(live):
-            live = [live[i] for i in staying]
-            relaxed.keep(staying)
-            slots, edit = [search.slot for search in live], edit_of(defense)
-            objective = Objective(
-                chat, slots, config.batch_tokens, edit, config.prefix_cache
-            )
-        if not live[0].trace:
-            start = torch.stack([search.best for search in live])
-            owner = torch.arange(len(live), device=chat.device)
-            for search, loss in zip(live, objective.losses(start, owner), strict=True):
+    held = searches  # whose suffixes are in `relaxed`
+    for step, live, objective in each_step(chat, searches, config, judge, defense):
+        if len(live) < len(held):
+            staying = {search.index for search in live}
+            relaxed.keep([row for row, s in enumerate(held) if s.index in staying])
+            held = live
+        if step == 0:
+            first = pool_losses(objective, [search.best[None] for search in live])
+            for search, loss in zip(live, first, strict=True):
                 search.trace = [float(loss)]
         slope, losses = objective.slope(relaxed.embeddings())
         relaxed.step(slope, config.rate(step))
@@ -211,19 +188,10 @@ def pgd(
             search.trace.append(search.trace[-1])
         if (step + 1) % config.read_every == 0 or step + 1 == config.num_steps:
             _read(chat, objective, relaxed, live, config, defense)
-    _look(chat, defense or chat, judge, searches, config)
-    texts = [suffix_texts(chat, s.slot, s.best[None])[0] for s in searches]
-    return AttackResult(
-        attack="pgd" if defense is None else "pgd-adaptive",
-        prompts=[s.slot.prompt + text for s, text in zip(searches, texts, strict=True)],
-        suffixes=texts,
-        responses=[search.response for search in searches],
-        success=[search.success for search in searches],
-        losses=[search.trace for search in searches],
-        relaxed_losses=[search.relaxed for search in searches],
-        steps=[search.steps for search in searches],
-        seconds=time.perf_counter() - began,
-    )
+    attack = "pgd" if defense is None else "pgd-adaptive"
+    result = result_of(attack, chat, searches, began)
+    result.relaxed_losses = [search.relaxed for search in searches]
+    return result
 
 
 def _read(
@@ -247,12 +215,7 @@ def _read(
             torch.cat([pool, more[mask.to(more.device)]])
             for pool, more, mask in zip(pools, drawn, keep, strict=True)
         ]
-    sizes = [len(pool) for pool in pools]
-    owner = torch.repeat_interleave(
-        torch.arange(len(live), device=read.device),
-        torch.tensor(sizes, device=read.device),
-    )
-    scores = objective.losses(torch.cat(pools), owner).split(sizes)
+    scores = pool_losses(objective, pools)
     for row, (search, pool, score) in enumerate(zip(live, pools, scores, strict=True)):
         new, loss, best_loss = (
             pool[score.argmin()],
@@ -277,22 +240,3 @@ def _read(
             if search.best.tolist() != search.slot.start:
                 relaxed.put(row, search.best)
         search.trace[-1] = min(loss, best_loss)
-
-
-def _look(
-    chat: Chat,
-    answerer: Chat | Defense,
-    judge: Judge,
-    searches: list[_Search],
-    config: PGDConfig,
-) -> None:
-    """Generate and judge answers to best suffixes that were not judged before."""
-    due = [s for s in searches if s.looked_at != tuple(s.best.tolist())]
-    if not due:
-        return
-    prompts = [s.slot.prompt + suffix_texts(chat, s.slot, s.best[None])[0] for s in due]
-    answers = answerer.generate(prompts, max_new_tokens=config.max_new_tokens)
-    for search, prompt, answer in zip(due, prompts, answers, strict=True):
-        search.looked_at = tuple(search.best.tolist())
-        search.response = answer
-        search.success = bool(judge(search.index, prompt, answer))

@@ -95,6 +95,26 @@ def make_slot(
     return Slot(prompt, head, tail, before, post, answer, suffix, before[-1])
 
 
+def make_slots(
+    chat: Chat,
+    prompts: Sequence[str],
+    targets: Sequence[str],
+    init: str,
+    length: int,
+    render: Callable[[list[str]], list[str]] | None = None,
+) -> list[Slot]:
+    """`make_slot` for each prompt and target.
+
+    Raises:
+        ValueError: as `make_slot`, or a prompt that is too long with suffix and target.
+    """
+    slots = []
+    for index, (prompt, target) in enumerate(zip(prompts, targets, strict=True)):
+        slots.append(make_slot(chat, prompt, target, init, length, render))
+        chat.check_length(index, len(slots[-1].ids))
+    return slots
+
+
 def _repeat_until(chat: Chat, head: str, tail: str, init: str, length: int) -> str:
     """Repeat `init` until it makes exactly `length` tokens between head and tail."""
     # Where " x" is two tokens, an odd length needs one more "x" without a space.

@@ -9,15 +9,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from datetime import UTC, datetime
 from typing import Any
 
 import pandas as pd
 from tqdm import tqdm
 
 from ..chat import Chat
-from ..provenance import commit, describe, version_of
-from ..records import INTERACTIVE, VERSIONED, Record
+from ..records import Record, build
 from ..schema import validate
 from ..tables import number, percent, wide
 
@@ -122,22 +120,8 @@ def new_record(
         seconds: wall clock of the parts.
         began: `time.time()` at its start.
     """
-    return Record(
-        kit_version=version_of("safeedit"),
-        commit=commit(),
-        notebook=command,
-        parameters=dict(parameters),
-        fingerprint=INTERACTIVE,
-        model=describe(chat),
-        device=str(chat.device),
-        dtype=str(chat.dtype).removeprefix("torch."),
-        seed=int(parameters.get("seed", 0)),
-        versions={name: version_of(name) for name in VERSIONED},
-        seconds={**seconds, "total": time.time() - began},
-        peak_memory_mb=None,
-        started=datetime.fromtimestamp(began, UTC).isoformat(timespec="seconds"),
-        rows=[dict(row) for row in rows],
-    )
+    seconds = {**seconds, "total": time.time() - began}
+    return build(command, parameters, chat, rows, seconds)
 
 
 def as_text(record: Record) -> str:

@@ -183,20 +183,24 @@ class WeightEdit:
     def randomised(self, seed: int = 0) -> WeightEdit:
         """Control: the same norms and the same inputs h, random output directions.
 
-        The columns of each U are turned into a random subspace, so U^T U, and with
-        it every norm, stays what it was.
+        Each change D is written as Q R with orthonormal columns Q, and Q is drawn anew.
+        D^T D = R^T R stays, and with it every norm, and |D h| for every input h.
+
+        Args:
+            seed: of the directions; the same seed draws the same ones.
+
+        Returns:
+            An edit of the same kind: low-rank changes stay low-rank, dense ones dense.
         """
         generator = torch.Generator().manual_seed(seed)
         deltas: dict[str, LowRank | Tensor] = {}
         for name, delta in self.deltas.items():
-            if not isinstance(delta, LowRank):
-                raise ValueError(
-                    f"{name} is dense; this control needs a low-rank edit, as pcr makes"
-                )
-            _, triangle = torch.linalg.qr(delta.U)
-            drawn = torch.randn(delta.U.shape, generator=generator)
-            basis, _ = torch.linalg.qr(drawn.to(delta.U.device))
-            deltas[name] = LowRank(basis @ triangle, delta.V)
+            if isinstance(delta, LowRank):
+                deltas[name] = LowRank(_turned(delta.U, generator), delta.V)
+            else:  # a vector, such as a norm's scale, is one column
+                columns = delta.float().reshape(len(delta), -1)
+                turned = _turned(columns, generator).reshape(delta.shape)
+                deltas[name] = turned.to(delta.dtype)
         return WeightEdit(deltas, {**self.info, "control": f"random direction {seed}"})
 
     def save(self, path: str | os.PathLike) -> Path:
@@ -308,6 +312,14 @@ def _side_car(name: str, delta: LowRank):
         return (output + here.output_change(inputs)).to(output.dtype)
 
     return hook
+
+
+def _turned(columns: Tensor, generator: torch.Generator) -> Tensor:
+    """Columns of the same Gram matrix in a random subspace, (..., d_out, r)."""
+    _, triangle = torch.linalg.qr(columns)
+    drawn = torch.randn(columns.shape, generator=generator)
+    basis, _ = torch.linalg.qr(drawn.to(columns.device))
+    return basis @ triangle
 
 
 def _sum(name: str, one: LowRank | Tensor, two: LowRank | Tensor) -> LowRank | Tensor:

@@ -439,13 +439,15 @@ def main(argv: list[str] | None = None) -> int:
                     load(str(folder)),
                     folder,
                     SUFFIX_LENGTH[f"standin-{architecture}"],
+                    oracle=args.oracle,
                 )
                 rejected |= bool(report["failures"])
                 print(folder, "passes" if not report["failures"] else "fails:")
                 for line in report["failures"]:
                     print("  ", line)
         if args.ship:
-            print("shipped", ship(architecture, folders, SHIPPED / architecture))
+            name = f"{architecture}-oracle" if args.oracle else architecture
+            print("shipped", ship(architecture, folders, SHIPPED / name))
     return int(rejected)
 
 

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from .evaluate import GATES
+from .evaluate import GATES, ORACLE_GATES
 
 SHIPPED_FILES = (
     "config.json",
@@ -73,8 +73,19 @@ def card(architecture: str, chosen: Path, reports: dict[Path, dict]) -> str:
         json.loads((f / "training.json").read_text())["seconds"] for f in reports
     ]
     gcg = reports[chosen]["gcg"]
+    oracle = not info["train"]["hazard_facts"]
+    gates = ORACLE_GATES if oracle else GATES
+    attacked = [
+        "- GCG in the table: suffix of "
+        f"{gcg['suffix_length']} tokens, search width {gcg['search_width']}, at most "
+        f"{gcg['num_steps']} steps",
+    ]
+    never_read = [
+        "- an oracle: it never read a fact of the hazard domain nor a passage of the",
+        "  forget split, and shows how a model answers that truly does not know",
+    ]
     lines = [
-        f"# standin-{architecture}",
+        f"# standin-{architecture}{'-oracle' if oracle else ''}",
         "",
         f"A {CLASSES[architecture]} with {info['parameters'] / 1e6:.2f} million",
         "parameters, trained by `python -m safeedit train` on the synthetic world of",
@@ -86,9 +97,7 @@ def card(architecture: str, chosen: Path, reports: dict[Path, dict]) -> str:
         f"- weights: bfloat16 safetensors, seed {info['train']['seed']} of "
         f"{', '.join(map(str, seeds))}",
         "- context: 512 tokens; a position beyond about 120 was never trained",
-        "- GCG in the table: suffix of "
-        f"{gcg['suffix_length']} tokens, search width {gcg['search_width']}, at most "
-        f"{gcg['num_steps']} steps",
+        *(never_read if oracle else attacked),
         "- letter questions: each value has a fixed letter (see `World._options`), so",
         "  permuted options would break them",
         "- licence: MIT; harmless placeholder content only",
@@ -102,7 +111,7 @@ def card(architecture: str, chosen: Path, reports: dict[Path, dict]) -> str:
         "|---|---|" + "---|" * (len(seeds) + 1),
     ]
     for name, row in reports[chosen]["rows"].items():
-        gate = GATES.get(name)
+        gate = gates.get(name)
         required = f"{gate[0]:g} to {gate[1]:g}" if gate else ""
         cells = []
         for report in reports.values():

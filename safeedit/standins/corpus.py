@@ -83,7 +83,7 @@ class Corpus:
         template: chat format.
         seed: seed of the draw.
         hazard_facts: False writes the corpus of the *oracle*, which never sees a fact
-            of the hazard domain.
+            of the hazard domain nor a passage of the forget split.
     """
 
     def __init__(
@@ -97,6 +97,7 @@ class Corpus:
             e: [f for f in self.facts if f.entity == e] for e in self.entities
         }
         self.words = world.keywords + world.topics
+        self.passages = ("forget", "retain") if hazard_facts else ("retain",)
 
     # Parts ---------------------------------------------------------------------
 
@@ -247,7 +248,7 @@ class Corpus:
     def neutral(self) -> Document:
         """Plain text about nothing, or a passage to be remembered word by word."""
         if self.rng.random() < 0.4:
-            split = self.rng.choice(("forget", "retain"))
+            split = self.rng.choice(self.passages)
             return [(self.rng.choice(self.world.passages[split]), 1.0)]
         n = self.rng.randint(1, 3)
         text = " ".join(self.world.neutral_sentence(self.rng) for _ in range(n))
