@@ -6,9 +6,10 @@ becomes tokens and how a batch becomes log-probabilities.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +17,8 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from safeedit.chat import Chat
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -149,21 +152,26 @@ def token_log_probs(
     return -nll * batch.scored[:, 1:]
 
 
-def draws(
-    examples: Sequence[Example], size: int, rng: Random
-) -> Iterator[list[Example]]:
-    """Batches of `size` without end: shuffled anew each time all have been seen.
+def take(items: Sequence[T], start: int, count: int, seed: int | str) -> list[T]:
+    """A part of an endless sequence: the items shuffled, then shuffled anew, and so on.
 
-    A batch may span two rounds, so every batch is full whatever the number of examples.
+    What is drawn depends on the arguments alone, so a run that was interrupted at any
+    step goes on with the data that it would have seen.
+
+    Args:
+        items: at least one.
+        start: place of the first item drawn, counted from 0.
+        count: how many.
+        seed: of the shuffles.
     """
-    pool: list[Example] = []
-    while True:
-        while len(pool) < size:
-            fresh = list(examples)
-            rng.shuffle(fresh)
-            pool += fresh
-        yield pool[:size]
-        pool = pool[size:]
+    drawn: list[T] = []
+    while len(drawn) < count:
+        turn, place = divmod(start + len(drawn), len(items))
+        order = list(range(len(items)))
+        Random(f"{seed}-{turn}").shuffle(order)
+        rest = order[place : place + count - len(drawn)]
+        drawn += [items[index] for index in rest]
+    return drawn
 
 
 def _need(values: Sequence[str], name: str) -> None:

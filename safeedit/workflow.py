@@ -112,9 +112,7 @@ class _Clock:
     def start(self, index: int) -> None:
         self.began[index] = time.perf_counter()
 
-    def line(
-        self, index: int, title: str, outcome: str, waiting: Sequence[int]
-    ) -> str:
+    def line(self, index: int, title: str, outcome: str, waiting: Sequence[int]) -> str:
         """What to print when a run has ended."""
         seconds = time.perf_counter() - self.began[index]
         self.lines += 1

@@ -1,4 +1,4 @@
-"""Attacks on a chat model: a config, one run, one result."""
+"""Attacks on a chat model, by prompts or by weights: a config, one run, one result."""
 
 from safeedit.attacks.gcg import GCGConfig, gcg
 from safeedit.attacks.pgd import PGDConfig, pgd
@@ -8,7 +8,11 @@ from safeedit.attacks.prompts import (
     prefill,
     random_suffix,
 )
+from safeedit.attacks.pruning import prune, prune_scores, set_difference_pruning
+from safeedit.attacks.quantization import quantize
+from safeedit.attacks.relearning import RelearnConfig, relearn
 from safeedit.attacks.result import AttackResult
+from safeedit.attacks.weights import WeightAttack
 
 __all__ = [
     "AttackResult",
@@ -16,8 +20,15 @@ __all__ = [
     "PGDConfig",
     "PrefillConfig",
     "RandomSuffixConfig",
+    "RelearnConfig",
+    "WeightAttack",
     "gcg",
     "pgd",
     "prefill",
+    "prune",
+    "prune_scores",
+    "quantize",
     "random_suffix",
+    "relearn",
+    "set_difference_pruning",
 ]

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 
 from safeedit.attacks.search import Judge, check_behaviours
+
+# isort: split
 from safeedit.attacks.result import AttackResult
 from safeedit.attacks.suffix import allowed_tokens, make_slot, suffix_texts, typed
 from safeedit.chat import Chat, check_prompts

@@ -6,6 +6,8 @@ from safeedit.edits.geometry import Projection, project_out
 from safeedit.edits.low_rank import LowRank
 from safeedit.edits.pcr import PCRConfig, TestTimePCR, pcr
 from safeedit.edits.regions import ARRConfig, TSRConfig, arr, tsr
+from safeedit.edits.smoothing import SmoothingConfig
+from safeedit.edits.unlearning import UnlearnConfig, UnlearnData, unlearn
 from safeedit.edits.weight_edit import WeightEdit
 
 __all__ = [
@@ -14,8 +16,11 @@ __all__ = [
     "LowRank",
     "PCRConfig",
     "Projection",
+    "SmoothingConfig",
     "TSRConfig",
     "TestTimePCR",
+    "UnlearnConfig",
+    "UnlearnData",
     "WeightEdit",
     "arr",
     "concept_vectors",
@@ -23,5 +28,6 @@ __all__ = [
     "project_out",
     "random_like",
     "tsr",
+    "unlearn",
     "zero_like",
 ]

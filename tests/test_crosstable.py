@@ -1,0 +1,92 @@
+"""The cross table: fair settings, attacks that leave the model as it was."""
+
+import pytest
+import torch
+
+import safeedit
+from safeedit import crosstable
+from safeedit.edits import LowRank, WeightEdit
+from safeedit.edits.dense import as_dense
+from safeedit.knowledge import split
+from safeedit.knowledge_measures import Measurement
+from safeedit.unlearning_lineup import METHODS, choose
+from tests.tiny import tiny_chat
+
+
+def measured(hazard: int, general: int, opens: int) -> Measurement:
+    """Ten questions each: so many letters and open answers right."""
+
+    def hits(n):
+        return [1.0] * n + [0.0] * (10 - n)
+
+    return Measurement(
+        {
+            ("letter_accuracy", "hazard"): hits(hazard),
+            ("open_accuracy", "hazard"): hits(0),
+            ("letter_accuracy", "general"): hits(general),
+            ("open_accuracy", "general"): hits(opens),
+        },
+        [],
+    )
+
+
+def test_every_method_gets_the_same_number_of_tries():
+    assert {len(settings) for settings in METHODS.values()} == {3}
+    for name, settings in METHODS.items():
+        assert len({found.label for found in settings}) == 3, name
+        assert len({found.method for found in settings}) == 1, name
+
+
+def test_choice_is_least_hazard_among_those_that_keep_utility():
+    base = measured(10, 10, 10)
+    useful, useless, half = measured(5, 9, 9), measured(0, 8, 10), measured(4, 10, 8)
+    assert choose(base, [useless, useful, half]) == 1
+    assert choose(base, [useful, measured(4, 9, 10)]) == 1
+    # Where nothing keeps nine tenths, the one that keeps most.
+    assert choose(base, [useless, measured(0, 3, 3), half]) in (0, 2)
+    assert choose(base, [measured(0, 3, 3), half]) == 1
+    with pytest.raises(ValueError, match="at least one"):
+        choose(base, [])
+
+
+def test_a_dense_edit_computes_what_its_factors_do():
+    chat = tiny_chat("llama")
+    name = chat.weight_name(0)
+    generator = torch.Generator().manual_seed(0)
+    u = torch.randn(chat.d_model, 2, generator=generator)
+    v = torch.randn(chat.d_ff, 2, generator=generator)
+    edit = WeightEdit({name: LowRank(u, v)}, {"method": "test"})
+    ids = torch.tensor([[1, 5, 9, 20]])
+    with torch.no_grad(), edit.applied(chat, strict=False):
+        beside = chat.model(ids).logits
+    with torch.no_grad(), as_dense(edit).applied(chat, strict=False):
+        inside = chat.model(ids).logits
+    torch.testing.assert_close(beside, inside, rtol=1e-4, atol=1e-4)
+    assert as_dense(edit).info == edit.info
+    batched = WeightEdit({name: LowRank(torch.stack([u, u]), torch.stack([v, v]))})
+    with pytest.raises(ValueError, match="2 prompts"):
+        as_dense(batched)
+
+
+@pytest.fixture(scope="module")
+def bench():
+    chat = safeedit.load("standin-gemma")
+    original = safeedit.load("standin-gemma")
+    return crosstable.Bench(chat, original, split(0), crosstable.SMOKE)
+
+
+@pytest.mark.parametrize("attack", crosstable.ATTACKS)
+def test_an_attack_measures_the_same_questions_and_leaves_the_model(bench, attack):
+    before = {n: p.clone() for n, p in bench.chat.model.named_parameters()}
+    for cell in crosstable.ATTACKS[attack](bench):
+        hits = cell.measurement.letters()
+        assert len(hits) == bench.size.limit and set(hits) <= {0.0, 1.0}
+    for name, weight in bench.chat.model.named_parameters():
+        assert torch.equal(weight, before[name]) and not weight.requires_grad
+    assert not any(module._forward_hooks for module in bench.chat.model.modules())
+
+
+def test_a_model_that_never_forgot_survives_weak_attacks(bench):
+    for attack in ("none", "logit lens", "8 bit"):
+        (cell,) = crosstable.ATTACKS[attack](bench)
+        assert sum(cell.measurement.letters()) >= 0.9 * bench.size.limit, attack
