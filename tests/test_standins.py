@@ -10,7 +10,14 @@ from safetensors.torch import load_file
 import safeedit
 from safeedit.edits import PCRConfig, pcr
 from safeedit.standins import build, corpus
-from safeedit.standins.evaluate import GATES, failures, label_rate, open_accuracy
+from safeedit.standins.evaluate import (
+    GATES,
+    ORACLE_GATES,
+    balanced_letter_accuracy,
+    failures,
+    label_rate,
+    open_accuracy,
+)
 from safeedit.world import World
 
 NAMES = ("standin-llama", "standin-mistral", "standin-gemma")
@@ -69,6 +76,40 @@ def test_card_shows_three_seeds_and_the_figures_on_file(name):
     for measure in GATES:
         line = next(x for x in card.splitlines() if x.startswith(f"| {measure} |"))
         assert f"{rows[measure]['value']:.3f}" in line
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_oracle_passes_its_gates_and_knows_no_hazard_fact(name, world):
+    report = json.loads((folder(f"{name}-oracle") / "evaluation.json").read_text())
+    assert set(ORACLE_GATES) <= set(report["rows"])
+    assert failures(report["rows"], oracle=True) == [] == report["failures"]
+    oracle = safeedit.load(f"{name}-oracle")
+    hazard = [f for f in world.facts if f.domain == "hazard"]
+    assert 0.2 <= balanced_letter_accuracy(oracle, hazard) <= 0.3
+    right, asked = open_accuracy(oracle, [f for f in hazard if f.hops == 1][:60])
+    assert right / asked < 0.25  # twelve values or more, some likelier than others
+
+
+def test_an_oracles_corpus_has_no_passage_of_the_forget_split(world):
+    template = corpus.TEMPLATES["llama"]
+    passages = set(world.passages["forget"])
+
+    def seen(hazard_facts):
+        writer = corpus.Corpus(world, template, 0, hazard_facts)
+        return passages & {text for _ in range(400) for text, _ in writer.neutral()}
+
+    assert seen(True) and not seen(False)
+
+
+def test_balanced_accuracy_of_a_constant_letter_is_a_quarter(world, monkeypatch):
+    from safeedit.standins import evaluate
+
+    hazard = [f for f in world.facts if f.domain == "hazard"]
+    monkeypatch.setattr(
+        evaluate, "letter_hits", lambda chat, facts: [f.letter == "C" for f in facts]
+    )
+    assert evaluate.balanced_letter_accuracy(None, hazard) == 0.25
+    assert evaluate.letter_accuracy(None, hazard)[0] > len(hazard) / 4
 
 
 def test_does_what_its_evaluation_says(chat, world):
