@@ -77,7 +77,8 @@ class UnlearnConfig:
     steps: int = 125  # updates, as Unlearn-Smooth (arXiv 2502.05374)
     learning_rate: float = 3e-3  # for stand-ins, with rmu and lora_rank 1e-2 to 2e-2;
     # 5e-6 (rmu: 5e-5) in the papers, for 7e9 weights
-    batch_size: int = 8  # forget sequences a step, and as many retain sequences
+    batch_size: int = 8  # forget sequences a step
+    retain_batch: int | None = None  # retain sequences a step; None: as many
     warmup: float = 0.1  # share of the steps in which the rate rises
     decay: str = "linear"  # or "constant"
     weight_decay: float = 0.0  # decoupled
@@ -123,10 +124,10 @@ class UnlearnConfig:
         self._number("gamma", 0, math.inf)
         for name in ("chats", "retain_chats"):
             self._number(name, 0, 1)
-        for name in ("lora_rank", "prompts"):
+        for name in ("lora_rank", "retain_batch", "prompts"):
             value = getattr(self, name)
             whole = isinstance(value, int) and not isinstance(value, bool)
-            if not ((name == "lora_rank" and value is None) or (whole and value >= 1)):
+            if not ((name != "prompts" and value is None) or (whole and value >= 1)):
                 raise ValueError(f"{name} is {value!r}; give a whole number >= 1")
         for name in ("rmu_layers", "lora_targets", "tokens"):
             value = getattr(self, name)

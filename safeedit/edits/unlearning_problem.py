@@ -88,7 +88,8 @@ class Problem:
         config: UnlearnConfig,
     ) -> None:
         self.chat, self.model, self.frozen = chat, model, dict(frozen)
-        self.config, size, seed = config, config.batch_size, config.seed
+        self.config, seed = config, config.seed
+        size = config.retain_batch or config.batch_size
         self.retain_weight = config.gamma
         self.retain_feed = Feed(
             *examples_of(chat, data.retain_texts, data.retain_chats),
