@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tiny import tiny_chat
 
 import safeedit
 from safeedit import crosstable
@@ -10,7 +11,6 @@ from safeedit.edits.dense import as_dense
 from safeedit.knowledge import split
 from safeedit.knowledge_measures import Measurement
 from safeedit.unlearning_lineup import METHODS, choose
-from tests.tiny import tiny_chat
 
 
 def measured(hazard: int, general: int, opens: int) -> Measurement:
