@@ -6,10 +6,7 @@
 import argparse
 import ast
 import io
-import subprocess
 import sys
-import tarfile
-import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -43,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     from .commands import attack, edit, evaluate, report
+    from .commands import compare as comparing
 
     parser = argparse.ArgumentParser(
         prog="safeedit",
@@ -125,14 +123,11 @@ def _parser() -> argparse.ArgumentParser:
     add("fresh", fresh, "list stale outputs; fails when there are any", "fresh")
     sub = add(
         "compare",
-        compare,
+        comparing.run,
         "compare records with the published ones; fails when a value differs",
-        "compare results",
+        "compare results --at v0.1.0",
     )
-    sub.add_argument("mine", nargs="?", help="folder of records; default: results")
-    sub.add_argument(
-        "published", nargs="?", help="folder; default: results of the last commit"
-    )
+    comparing.arguments(sub)
     for name, module, text, example in (
         (
             "edit",
@@ -276,43 +271,6 @@ def fresh(arguments: argparse.Namespace) -> int:
     for line in lines:
         print(f"stale: {line}")
     return 1 if lines else 0
-
-
-def compare(arguments: argparse.Namespace) -> int:
-    """Lay records beside the published ones and print where they differ."""
-    from .records import RESULTS, RecordError, find
-    from .records import compare as compare_records
-
-    for folder in filter(None, (arguments.mine, arguments.published)):
-        if not Path(folder).is_dir():
-            raise RecordError(f"{folder}: no such folder of records")
-    mine = Path(arguments.mine or RESULTS)
-    if arguments.published:
-        table = compare_records(find(mine), find(arguments.published))
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            if not _last_commit(folder):
-                print("No published records: results/ is not in a commit yet.")
-                return 0
-            table = compare_records(find(mine), find(Path(folder) / "results"))
-    differs = table[table["verdict"] == "differs"]
-    if len(differs):
-        print(differs.drop(columns="verdict").to_string(index=False))
-    counts = table["verdict"].value_counts()
-    print(", ".join(f"{n} {verdict}" for verdict, n in counts.items()) or "no rows")
-    return 1 if len(differs) else 0
-
-
-def _last_commit(folder: str) -> bool:
-    """Unpack `results/` of the last commit; False when there is none."""
-    command = ["git", "-C", str(ROOT), "archive", "HEAD", "results"]
-    try:
-        packed = subprocess.run(command, capture_output=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return False
-    with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
-        archive.extractall(folder, filter="data")
-    return True
 
 
 if __name__ == "__main__":

@@ -103,7 +103,7 @@ def test_compare_two_folders(tmp_path, capsys, value, status):
     demo_record(value).write(tmp_path / "other" / "90_demo" / "m.json")
     words = ["compare", str(tmp_path / "mine"), str(tmp_path / "other")]
     assert cli.main(words) == status
-    assert ("differs" in capsys.readouterr().out) == bool(status)
+    assert ("none differs." in capsys.readouterr().out) == (status == 0)
 
 
 def test_module_runs_as_a_program():
