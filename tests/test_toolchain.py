@@ -15,8 +15,8 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from safeedit import sphinxext
 from safeedit.records import ROOT
+from safeedit.sphinx import docstrings, pages
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 ENVIRONMENT = yaml.safe_load((ROOT / "environment.yml").read_text())
@@ -158,19 +158,19 @@ def test_book_does_not_execute_and_asks_no_other_host():
 )
 def test_docstring_text_is_escaped(text, shown):
     lines = [text]
-    sphinxext.plain_docstring(None, "function", "f", None, None, lines)
+    docstrings.plain_docstring(None, "function", "f", None, None, lines)
     assert lines == [shown]
 
 
 def test_indented_block_of_a_docstring_is_literal():
     lines = ["Formula:", "    u = |r|", "", "Args:", "    x: the |r|"]
-    sphinxext.plain_docstring(None, "function", "f", None, None, lines)
+    docstrings.plain_docstring(None, "function", "f", None, None, lines)
     block = ["::", "", "    u = |r|", "", "", "Args:", r"    x: the \|r\|"]
     assert lines == ["Formula:", "", *block]
 
 
 def test_an_interval_in_a_table_is_not_broken():
     context = {"body": "<p>1 [2, 3]</p><td>17 [9, 30] (n 48)</td>"}
-    sphinxext.unbroken_intervals(None, "page", "page.html", context, None)
+    pages.unbroken_intervals(None, "page", "page.html", context, None)
     cell = "17&#160;[9,&#160;30] (n&#160;48)"
     assert context["body"] == f"<p>1 [2, 3]</p><td>{cell}</td>"

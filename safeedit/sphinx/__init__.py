@@ -1,0 +1,1 @@
+"""The parts of the book's Sphinx extension; `safeedit.sphinxext` registers them."""
