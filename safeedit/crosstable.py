@@ -50,9 +50,8 @@ class Size:
         (0.05, 0.05),
         (0.1, 0.05),
         (0.1, 0.1),
-        (0.2, 0.1),
     )  # (p, q) of pruning
-    prefix_steps: int = 60
+    prefix_steps: int = 16
     prefix_width: int = 32
     jailbreaks: int = 16
     limit: int | None = None  # evaluation questions of each domain
@@ -70,14 +69,17 @@ class Bench:
         original: the model before unlearning.
         split: who is in which part.
         size: how much of everything.
-        learning_rate: of the attacks that train.
+        learning_rate: of the attacks that train all weights. This and the next are
+            the strongest of those tried that leave the base as it is.
+        lora_rate: of the attacks that train LoRA factors.
     """
 
     chat: Chat
     original: Chat
     split: Split
     size: Size = Size()
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
+    lora_rate: float = 1e-2
 
     def measured(self, part: str = "evaluation") -> Measurement:
         """Letters and open answers of the three domains, of the model as it is now."""
@@ -110,15 +112,16 @@ def unattacked(bench: Bench) -> list[Cell]:
     return [Cell("none", bench.measured())]
 
 
-def relearning(bench: Bench, kind: str) -> list[Cell]:
-    """Fine-tuning of all weights, measured after 20, 40 and 60 samples.
+def relearning(bench: Bench, kind: str, along: bool = False) -> list[Cell]:
+    """Fine-tuning of all weights.
 
     Args:
         bench: the model under attack.
         kind: as in `knowledge.relearn_examples`.
+        along: measure after 20 and 40 samples as well, not only after all 60.
     """
-    size = bench.size
-    found = _relearn(bench, kind, max(size.samples), size.samples)
+    counts = bench.size.samples
+    found = _relearn(bench, kind, max(counts), counts if along else counts[-1:])
     return [
         Cell(f"relearning: {kind}, {row['samples']}", row["evaluation"]["hits"])
         for row in found
@@ -133,12 +136,19 @@ def epochs(bench: Bench, rounds: int = 3) -> list[Cell]:
     return [Cell(name, row["evaluation"]["hits"])]
 
 
-def few_unrelated(bench: Bench) -> list[Cell]:
-    """LoRA on a handful of neutral texts for three epochs, as in arXiv 2409.18025."""
+def few(bench: Bench, kind: str) -> list[Cell]:
+    """LoRA on a handful of samples for three epochs, as in arXiv 2409.18025.
+
+    Args:
+        bench: the model under attack.
+        kind: as in `knowledge.relearn_examples`; "text" has nothing to do with the
+            forgotten topic.
+    """
     n = bench.size.few
     options = dict(epochs=3, lora_rank=16, batch_size=1, warmup=0.05, decay="linear")
-    (row,) = _relearn(bench, "text", n, None, **options)
-    return [Cell(f"LoRA: text, {n} x 3", row["evaluation"]["hits"])]
+    at_rate = replace(bench, learning_rate=bench.lora_rate)
+    (row,) = _relearn(at_rate, kind, n, None, **options)
+    return [Cell(f"LoRA: {kind}, {n} x 3", row["evaluation"]["hits"])]
 
 
 def _relearn(
@@ -185,21 +195,24 @@ def ablation(bench: Bench, variant: str) -> list[Cell]:
 
     Args:
         bench: the model under attack.
-        variant: "ground_truth" (with the original model), "benign" (without), or
-            "random" (the control).
+        variant: one of `orthogonalization.VARIANTS`, or "random" (the control).
     """
     chat, split = bench.chat, bench.split
     if variant == "random":
         directions, fair = random_directions(chat, split.seed), True
     else:
         asked = [f.letter_question for f in split.facts("hazard", "practice")]
-        calm = [f.letter_question for f in split.facts("general", "practice")]
+        calm = {
+            "benign": [f.letter_question for f in split.facts("general", "practice")],
+            "text": relearn_examples(split, "text", 60, split.seed)[0],
+        }
         found = find_directions(
             chat,
             asked,
-            OrthogonalizationConfig(variant=variant, seed=split.seed),
-            original=bench.original if variant == "ground_truth" else None,
-            reference=calm if variant == "benign" else None,
+            # Among 300 tokens outliers are found as well as among 1000, much faster.
+            OrthogonalizationConfig(variant=variant, probe=300, seed=split.seed),
+            original=None if variant in calm else bench.original,
+            reference=calm.get(variant),
         )
         directions, fair = found.vectors, found.attacker_fair
     with orthogonalized(chat, directions):
@@ -292,16 +305,19 @@ def jailbreaks(bench: Bench) -> dict[str, Outcome]:
 # The columns of the table, in order.
 ATTACKS: dict[str, Callable[[Bench], list[Cell]]] = {
     "none": unattacked,
-    "documents": lambda bench: relearning(bench, "documents"),
+    "documents": lambda bench: relearning(bench, "documents", along=True),
     "epochs": epochs,
     "questions": lambda bench: relearning(bench, "questions"),
     "general": lambda bench: relearning(bench, "general"),
     "text": lambda bench: relearning(bench, "text"),
     "task": lambda bench: relearning(bench, "task"),
-    "few unrelated": few_unrelated,
+    "few": lambda bench: few(bench, "documents"),
+    "few unrelated": lambda bench: few(bench, "text"),
     "logit lens": lens,
     "ablation with original": lambda bench: ablation(bench, "ground_truth"),
+    "ablation by component": lambda bench: ablation(bench, "pca"),
     "ablation without": lambda bench: ablation(bench, "benign"),
+    "ablation by text": lambda bench: ablation(bench, "text"),
     "ablation, random": lambda bench: ablation(bench, "random"),
     "pruning": pruning,
     "8 bit": lambda bench: quantization(bench, 8),

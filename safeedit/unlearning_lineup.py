@@ -2,8 +2,8 @@
 
 Every method gets the same number of settings and is judged on the same validation
 questions (`choose`), the smoothed ones like the plain ones: a method that is tuned
-longer looks better. For the smoothers the setting that varies is how much they smooth;
-the rest is that of plain NPO.
+longer looks better. A smoothed method has the setting that was chosen for the plain
+one, and what varies is how much it smooths.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Candidate:
 
 # What all methods that train have in common. Twice as many retain sequences as forget
 # ones, since the retain set is wider; clipped, since a step at these rates can diverge.
-PLAIN = UnlearnConfig(retain_batch=16, clip=1.0)
+PLAIN = UnlearnConfig(steps=150, learning_rate=2e-3, retain_batch=16, clip=1.0)
 
 
 def _candidates(method: str, label: str, *settings: Mapping) -> tuple[Candidate, ...]:
@@ -38,76 +38,25 @@ def _candidates(method: str, label: str, *settings: Mapping) -> tuple[Candidate,
     )
 
 
-def _smoothed(label: str, *settings: Mapping) -> tuple[Candidate, ...]:
-    return tuple(
-        Candidate(
-            "npo",
-            replace(PLAIN, smoothing=SmoothingConfig(**setting)),
-            label.format(**setting),
-        )
-        for setting in settings
-    )
-
-
-RATE = "rate {learning_rate:g}, gamma {gamma:g}"
+_RMU = dict(learning_rate=2e-2, steps=250, chats=0.75, retain_chats=0.75, clip=None)
 METHODS: dict[str, tuple[Candidate, ...]] = {
     "GradDiff": _candidates(
-        "graddiff",
-        RATE,
-        dict(learning_rate=2e-3, gamma=4.0),
-        dict(learning_rate=3e-3, gamma=2.0),
-        dict(learning_rate=3e-3, gamma=4.0),
+        "graddiff", "gamma {gamma:g}", *({"gamma": g} for g in (1.0, 2.0, 4.0))
     ),
     "NPO": _candidates(
         "npo",
-        RATE + ", beta {beta:g}",
-        dict(learning_rate=3e-3, gamma=2.0, beta=0.1),
-        dict(learning_rate=3e-3, gamma=4.0, beta=0.1),
-        dict(learning_rate=3e-3, gamma=2.0, beta=1.0, normalize="mean"),
+        "gamma {gamma:g}",
+        *({"gamma": g, "retain_chats": 0.6} for g in (2.0, 4.0, 8.0)),
     ),
     "DPO": _candidates(
         "dpo",
-        RATE,
-        dict(learning_rate=3e-3, gamma=0.5),
-        dict(learning_rate=3e-3, gamma=2.0),
-        dict(learning_rate=5e-3, gamma=1.0),
+        "gamma {gamma:g}",
+        *({"gamma": g, "learning_rate": 3e-3} for g in (0.5, 1.0, 2.0)),
     ),
     "RMU": _candidates(
         "rmu",
-        "rate {learning_rate:g}, alpha {rmu_alpha:g}",
-        dict(learning_rate=2e-2, rmu_alpha=15.0, clip=None),
-        dict(learning_rate=2e-2, rmu_alpha=30.0, clip=None),
-        dict(learning_rate=1e-2, rmu_alpha=8.0, clip=None),
-    ),
-    "NPO+SAM": _smoothed(
-        "radius {rho_relative:g}",
-        dict(kind="sam", rho_relative=3e-5),
-        dict(kind="sam", rho_relative=1e-4),
-        dict(kind="sam", rho_relative=1e-3),
-    ),
-    "NPO+RS": _smoothed(
-        "noise {sigma_relative:g}",
-        dict(kind="rs", sigma_relative=3e-3),
-        dict(kind="rs", sigma_relative=1e-2),
-        dict(kind="rs", sigma_relative=3e-2),
-    ),
-    "NPO+GP": _smoothed(
-        "weight {weight:g}",
-        dict(kind="gp", weight=1e-4),
-        dict(kind="gp", weight=1e-3),
-        dict(kind="gp", weight=1e-2),
-    ),
-    "NPO+CR": _smoothed(
-        "weight {weight:g}",
-        dict(kind="cr", weight=1e-4),
-        dict(kind="cr", weight=1e-3),
-        dict(kind="cr", weight=1e-2),
-    ),
-    "NPO+WA": _smoothed(
-        "from step {start}",
-        dict(kind="wa", start=100),
-        dict(kind="wa", start=75),
-        dict(kind="wa", start=50),
+        "alpha {rmu_alpha:g}",
+        *({"rmu_alpha": a, **_RMU} for a in (20.0, 40.0, 80.0)),
     ),
     "TSR": _candidates(
         "tsr", "budget {budget:g}", *({"budget": b} for b in (0.02, 0.05, 0.2))
@@ -119,6 +68,72 @@ METHODS: dict[str, tuple[Candidate, ...]] = {
         "pcr", "radius {radius:g}", *({"radius": r} for r in (1.1, 2.0, 4.0))
     ),
 }
+SMOOTHERS: dict[str, tuple[str, tuple[dict, ...]]] = {
+    "SAM": (
+        "radius {rho_relative:g}",
+        tuple(dict(kind="sam", rho_relative=r) for r in (3e-5, 1e-4, 1e-3)),
+    ),
+    "RS": (
+        "noise {sigma_relative:g}",
+        tuple(dict(kind="rs", sigma_relative=s) for s in (3e-3, 1e-2, 3e-2)),
+    ),
+    "GP": (
+        "weight {weight:g}",
+        tuple(dict(kind="gp", weight=w) for w in (1e-4, 1e-3, 1e-2)),
+    ),
+    "CR": (
+        "weight {weight:g}",
+        tuple(dict(kind="cr", weight=w) for w in (1e-4, 1e-3, 1e-2)),
+    ),
+    "WA": (
+        "from step {start}",
+        tuple(dict(kind="wa", start=s) for s in (125, 100, 75)),
+    ),
+}
+NAMES = (*METHODS, *(f"NPO+{kind}" for kind in SMOOTHERS))
+
+
+def candidates(name: str, plain: Candidate | None = None) -> tuple[Candidate, ...]:
+    """The settings that are tried for one method.
+
+    Args:
+        name: one of `NAMES`.
+        plain: for a smoothed method the setting chosen for the plain one.
+
+    Raises:
+        ValueError: another name, or a smoothed method without `plain`.
+    """
+    if name not in NAMES:
+        raise ValueError(f"name={name!r}: one of {NAMES}")
+    if name in METHODS:
+        return METHODS[name]
+    if plain is None:
+        raise ValueError(
+            f"{name} smooths the setting chosen for NPO; give it as `plain`"
+        )
+    label, settings = SMOOTHERS[name.removeprefix("NPO+")]
+    return tuple(
+        Candidate(
+            plain.method,
+            replace(plain.config, smoothing=SmoothingConfig(**setting)),
+            f"{plain.label}, {label.format(**setting)}",
+        )
+        for setting in settings
+    )
+
+
+def chosen(indices: Mapping[str, int]) -> dict[str, Candidate]:
+    """The setting of each method, from its place among those tried.
+
+    Args:
+        indices: name -> index, "NPO" among them where a smoothed one is.
+
+    Raises:
+        ValueError: see `candidates`.
+        IndexError: a method has no such setting.
+    """
+    plain = METHODS["NPO"][indices["NPO"]] if "NPO" in indices else None
+    return {name: candidates(name, plain)[index] for name, index in indices.items()}
 
 
 def choose(base: Measurement, tried: Sequence[Measurement]) -> int:

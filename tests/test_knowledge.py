@@ -170,7 +170,9 @@ def test_sizes_are_checked():
     with pytest.raises(ValueError, match="neutral=-1: give 0 or more"):
         unlearn_data(split(), neutral=-1)
     bare = unlearn_data(split(), neutral=0, skills=0, requests=0)
-    assert len(bare.retain_chats) == 2 * (96 + 48) / 2
+    assert len(bare.retain_chats) == 2 * sum(
+        len(split().facts(domain, "practice")) for domain in ("adjacent", "general")
+    )
 
 
 # The attacker's data
@@ -207,8 +209,8 @@ def test_documents_come_round_by_round(parts):
 def test_wrong_kind_and_too_many_samples_are_named():
     with pytest.raises(ValueError, match="kind='facts': one of"):
         relearn_examples(split(), "facts", 5)
-    for n in (-1, 109):
-        with pytest.raises(ValueError, match=f"n={n} samples.*give 0 to 108"):
+    for n in (-1, 181):
+        with pytest.raises(ValueError, match=f"n={n} samples.*give 0 to 180"):
             relearn_examples(split(), "documents", n)
     with pytest.raises(ValueError, match="n=-1"):
         relearn_examples(split(), "text", -1)
