@@ -39,7 +39,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from .commands import attack, edit, evaluate, report
+    from .commands import (
+        attack,
+        check_records,
+        edit,
+        evaluate,
+        lm_eval_tasks,
+        report,
+    )
     from .commands import compare as comparing
 
     parser = argparse.ArgumentParser(
@@ -120,14 +127,13 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--jobs", type=_count, default=1, help="runs at the same time")
     sub.add_argument("-f", "--force", action="store_true", help="even if it is fresh")
     add("picture", picture, "draw the README's picture from the records", "picture")
-    add("fresh", fresh, "list stale outputs; fails when there are any", "fresh")
     sub = add(
-        "compare",
-        comparing.run,
-        "compare records with the published ones; fails when a value differs",
-        "compare results --at v0.1.0",
+        "check-records",
+        check_records.run,
+        "check whether records may be published; fails when one may not",
+        "check-records results",
     )
-    comparing.arguments(sub)
+    check_records.arguments(sub)
     for name, module, text, example in (
         (
             "edit",
@@ -146,6 +152,12 @@ def _parser() -> argparse.ArgumentParser:
             evaluate,
             "measure what a model refuses and answers, without and with an edit",
             "evaluate standin-gemma --checkpoint edited --words bomb,attack",
+        ),
+        (
+            "lm-eval-tasks",
+            lm_eval_tasks,
+            "write the world's questions as tasks of lm-evaluation-harness",
+            "lm-eval-tasks",
         ),
     ):
         sub = add(name, partial(report.told, module.run), text, example)

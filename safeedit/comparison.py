@@ -202,7 +202,7 @@ def compare(mine: Iterable[Record], published: Iterable[Record]) -> Comparison:
     both = [name for name in theirs if name in ours]
     lines: list[Line] = []
     for name in both:
-        left, right = _values(ours[name]), _values(theirs[name])
+        left, right = values(ours[name]), values(theirs[name])
         for what in dict.fromkeys([*right, *left]):
             a, b = left.get(what), right.get(what)
             if a is None or b is None:
@@ -244,7 +244,7 @@ def _short(record: Record) -> str:
     )
 
 
-def _values(record: Record) -> dict[str, Row]:
+def values(record: Record) -> dict[str, Row]:
     """Values of a record by what they measure, machine's values left out."""
     values: dict[str, Row] = {}
     for row in record.rows:

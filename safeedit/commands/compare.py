@@ -120,20 +120,21 @@ def words(result: Comparison) -> str:
         (NEW, "new, not among the published"),
     ):
         if n := result.count(verdict):
-            lines.append(f"{_many(n, 'value')} {text}, in records on both sides.")
+            lines.append(f"{plural(n, 'value')} {text}, in records on both sides.")
     for names, text in (
         (result.only_published, "only published"),
         (result.only_mine, "only mine"),
     ):
         if names:
             few = "; ".join(names[:3]) + ("; ..." if len(names) > 3 else "")
-            lines.append(f"{_many(len(names), 'record')} {text}: {few}")
+            lines.append(f"{plural(len(names), 'record')} {text}: {few}")
     for name, (ours, theirs) in result.provenance.items():
         lines.append(f"{name}: mine {', '.join(ours)}; published {', '.join(theirs)}")
     return "\n".join(lines)
 
 
-def _many(n: int, noun: str) -> str:
+def plural(n: int, noun: str) -> str:
+    """A number and a noun."""
     return f"{n} {noun}{'' if n == 1 else 's'}"
 
 
