@@ -127,6 +127,14 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--jobs", type=_count, default=1, help="runs at the same time")
     sub.add_argument("-f", "--force", action="store_true", help="even if it is fresh")
     add("picture", picture, "draw the README's picture from the records", "picture")
+    add("fresh", fresh, "list stale outputs; fails when there are any", "fresh")
+    sub = add(
+        "compare",
+        comparing.run,
+        "compare records with the published ones; fails when a value differs",
+        "compare results --at v0.1.0",
+    )
+    comparing.arguments(sub)
     sub = add(
         "check-records",
         check_records.run,
