@@ -265,13 +265,17 @@ class Run:
     def _reads(self, notebook: str, label: str) -> bool:
         """Runs of a notebook that compares models read those of their own model and
         seed, and only the canonical one reads all: else every one would wait for
-        every other.
+        every other. Of a notebook that their header names under `all_seeds` they
+        read the records of their own model, whatever the seed.
         """
         if notebook not in self.source.reads:
             return False
         if notebook == self.source.name:
             return self.canonical and label != self.label
-        return self.canonical or label == self.label
+        own = label == self.label
+        if notebook in self.source.header.get("all_seeds", []):
+            own |= label == self.model or label.startswith(f"{self.model}.seed-")
+        return self.canonical or own
 
 
 def make_run(source: Source, parameters: Mapping[str, Any]) -> Run:

@@ -189,6 +189,23 @@ def test_a_run_reads_the_records_of_its_own_model_and_seed(tmp_path):
     assert run_of(root).reads_run(gemma) and not gemma.reads_run(run_of(root))
 
 
+def test_a_header_may_ask_for_the_records_of_all_seeds(tmp_path):
+    root = make_root(tmp_path)
+    folder = root / "notebooks" / "src"
+    (folder / "80_first.md").write_text(DEMO.replace("reads: [90_demo]", "reads: []"))
+    (folder / "90_demo.md").write_text(
+        DEMO.replace("reads: [90_demo]", "reads: [80_first]\n  all_seeds: [80_first]")
+    )
+    later = run_of(root, model_name="standin-gemma", seed=4)
+    first = notebooks.load_source("80_first", root)
+    for changes, wanted in (
+        (dict(model_name="standin-gemma"), True),
+        (dict(model_name="standin-gemma", seed=1), True),
+        (dict(model_name="standin-llama"), False),
+    ):
+        assert later.reads_run(notebooks.make_run(first, changes)) is wanted
+
+
 @pytest.mark.parametrize("weights", ["stand-in", "real"])
 def test_prompts_that_break_a_real_model_are_not_published(tmp_path, weights):
     root = make_root(tmp_path)
