@@ -3,15 +3,14 @@
 A `Bench` holds the model under attack, with the unlearning edit in place, and what an
 attacker may have: samples of the forgotten topic (practice entities only), the original
 model, validation questions to choose on. Each attack is a function of it that gives
-cells; each cell is measured on the same evaluation questions. The base model and the
-oracle go through the same functions, so that what an attack brings back can be told
-from what it teaches.
+cells. The base model and the oracle go through the same functions, so that what an
+attack brings back can be told from what it teaches.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from . import replay
 from .attacks.logit_lens import STAGES, logit_lens
@@ -29,87 +28,21 @@ from .attacks.universal_prefix import (
     random_prefix,
     universal_prefix,
 )
-from .chat import Chat
+from .bench import Bench, Cell
 from .evaluation import Judge, Outcome
-from .knowledge import Split, relearn_examples, tokenized
-from .knowledge_measures import Measurement, letter_accuracy, letter_ids, measure
+from .knowledge import DOMAINS, relearn_examples, tokenized
+from .knowledge_measures import (
+    Measurement,
+    letter_accuracy,
+    letter_ids,
+)
 from .knowledge_statistics import utility_kept
-from .world import LETTERS, Fact
-
-
-@dataclass(frozen=True)
-class Size:
-    """How much of everything; the defaults are the published ones."""
-
-    samples: tuple[int, ...] = (20, 40, 60)  # relearning
-    few: int = 10  # samples of the attack with few of them
-    scored: int = 32  # samples for pruning, from each side
-    shares: tuple[tuple[float, float], ...] = (
-        (0.01, 0.01),
-        (0.025, 0.025),
-        (0.05, 0.05),
-        (0.1, 0.05),
-        (0.1, 0.1),
-    )  # (p, q) of pruning
-    prefix_steps: int = 16
-    prefix_width: int = 32
-    jailbreaks: int = 16
-    limit: int | None = None  # evaluation questions of each domain
-
-
-SMOKE = Size((4, 8), 2, 4, ((0.05, 0.05),), 2, 4, 4, 12)
-
-
-@dataclass(frozen=True)
-class Bench:
-    """One model under attack and what its attackers have.
-
-    Attributes:
-        chat: the model with the unlearning edit in place.
-        original: the model before unlearning.
-        split: who is in which part.
-        size: how much of everything.
-        learning_rate: of the attacks that train all weights. This and the next are
-            the strongest of those tried that leave the base as it is.
-        lora_rate: of the attacks that train LoRA factors.
-    """
-
-    chat: Chat
-    original: Chat
-    split: Split
-    size: Size = Size()
-    learning_rate: float = 2e-3
-    lora_rate: float = 1e-2
-
-    def measured(self, part: str = "evaluation") -> Measurement:
-        """Letters and open answers of the three domains, of the model as it is now."""
-        return measure(self.chat, self.split, part, quick=True, limit=self.size.limit)
-
-    def facts(self, domain: str, part: str) -> list[Fact]:
-        """Facts of one domain and part, in the order in which `measure` asks them."""
-        return self.split.facts(domain, part)
-
-
-@dataclass(frozen=True)
-class Cell:
-    """What one attack, or one stage of it, brought out.
-
-    Attributes:
-        attack: name of the column.
-        measurement: hits on the evaluation questions.
-        fair: whether an attacker can do it without the original model.
-        chosen: what was chosen on validation questions, in words.
-    """
-
-    attack: str
-    measurement: Measurement
-    fair: bool = True
-    chosen: str = ""
+from .world import LETTERS
 
 
 def unattacked(bench: Bench) -> list[Cell]:
-    """The model as it was released."""
-    return [Cell("none", bench.measured())]
+    """The model as it was released, with the adjacent domain."""
+    return [Cell("none", bench.measured(DOMAINS))]
 
 
 def relearning(bench: Bench, kind: str, along: bool = False) -> list[Cell]:
@@ -175,7 +108,7 @@ def lens(bench: Bench) -> list[Cell]:
     chat = bench.chat
     answers, seen = {}, {}
     for part in ("validation", "evaluation"):
-        facts = bench.facts("hazard", part)[: bench.size.limit]
+        facts = bench.facts("hazard", part)
         answers[part] = [LETTERS.index(fact.letter) for fact in facts]
         prompts = [fact.letter_question for fact in facts]
         seen[part] = logit_lens(
@@ -201,10 +134,11 @@ def ablation(bench: Bench, variant: str) -> list[Cell]:
     if variant == "random":
         directions, fair = random_directions(chat, split.seed), True
     else:
-        asked = [f.letter_question for f in split.facts("hazard", "practice")]
+        n = bench.size.prompts
+        asked = [f.letter_question for f in split.facts("hazard", "practice")[::2]][:n]
         calm = {
             "benign": [f.letter_question for f in split.facts("general", "practice")],
-            "text": relearn_examples(split, "text", 60, split.seed)[0],
+            "text": relearn_examples(split, "text", n, split.seed)[0],
         }
         found = find_directions(
             chat,
@@ -212,7 +146,7 @@ def ablation(bench: Bench, variant: str) -> list[Cell]:
             # Among 300 tokens outliers are found as well as among 1000, much faster.
             OrthogonalizationConfig(variant=variant, probe=300, seed=split.seed),
             original=None if variant in calm else bench.original,
-            reference=calm.get(variant),
+            reference=calm.get(variant, [])[:n] or None,
         )
         directions, fair = found.vectors, found.attacker_fair
     with orthogonalized(chat, directions):
@@ -232,14 +166,18 @@ def pruning(bench: Bench) -> list[Cell]:
     forget, utility = (
         prune_scores(chat, tokenized(chat, (), c)) for c in (asked, calm)
     )
-    before = bench.measured("validation").letters("general")
+    asked_of = {d: bench.facts(d, "validation") for d in ("hazard", "general")}
+
+    def letters() -> dict[str, list[int]]:
+        return {d: letter_accuracy(chat, facts) for d, facts in asked_of.items()}
+
+    before = letters()["general"]
     tried = []
     for p, q in size.shares:
-        edit = prune(chat, forget, utility, p, q).edit
-        with edit.applied(chat):
-            now = bench.measured("validation")
-        kept = not sum(before) or utility_kept(now.letters("general"), before)
-        gain = sum(now.letters("hazard" if kept else "general"))
+        with prune(chat, forget, utility, p, q).edit.applied(chat):
+            now = letters()
+        kept = not sum(before) or utility_kept(now["general"], before)
+        gain = sum(now["hazard" if kept else "general"])
         tried.append(((kept, gain), (p, q)))
     (_, (p, q)) = max(tried, key=lambda pair: pair[0])
     with prune(chat, forget, utility, p, q).edit.applied(chat):
@@ -280,7 +218,7 @@ def _prefixed(bench: Bench, text: str) -> Measurement:
     """Letters of hazard and general questions with a text in front of each."""
     values: dict[tuple[str, str], list[float]] = {}
     for domain in ("hazard", "general"):
-        facts = bench.facts(domain, "evaluation")[: bench.size.limit]
+        facts = bench.facts(domain, "evaluation")
         hits = letter_accuracy(bench.chat, facts, [text] * len(facts))
         values["letter_accuracy", domain] = [float(hit) for hit in hits]
     return Measurement(values, [])

@@ -28,7 +28,7 @@ class Candidate:
 
 # What all methods that train have in common. Twice as many retain sequences as forget
 # ones, since the retain set is wider; clipped, since a step at these rates can diverge.
-PLAIN = UnlearnConfig(steps=150, learning_rate=2e-3, retain_batch=16, clip=1.0)
+PLAIN = UnlearnConfig(steps=120, learning_rate=2.5e-3, retain_batch=16, clip=1.0)
 
 
 def _candidates(method: str, label: str, *settings: Mapping) -> tuple[Candidate, ...]:
@@ -87,7 +87,7 @@ SMOOTHERS: dict[str, tuple[str, tuple[dict, ...]]] = {
     ),
     "WA": (
         "from step {start}",
-        tuple(dict(kind="wa", start=s) for s in (125, 100, 75)),
+        tuple(dict(kind="wa", start=s) for s in (100, 80, 60)),
     ),
 }
 NAMES = (*METHODS, *(f"NPO+{kind}" for kind in SMOOTHERS))

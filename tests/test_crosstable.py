@@ -1,16 +1,19 @@
 """The cross table: fair settings, attacks that leave the model as it was."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny import tiny_chat
 
 import safeedit
 from safeedit import crosstable
+from safeedit.bench import SMOKE, Bench
 from safeedit.edits import LowRank, WeightEdit
 from safeedit.edits.dense import as_dense
 from safeedit.knowledge import split
 from safeedit.knowledge_measures import Measurement
-from safeedit.unlearning_lineup import METHODS, choose
+from safeedit.unlearning_lineup import NAMES, candidates, choose, chosen
 
 
 def measured(hazard: int, general: int, opens: int) -> Measurement:
@@ -31,10 +34,29 @@ def measured(hazard: int, general: int, opens: int) -> Measurement:
 
 
 def test_every_method_gets_the_same_number_of_tries():
-    assert {len(settings) for settings in METHODS.values()} == {3}
-    for name, settings in METHODS.items():
-        assert len({found.label for found in settings}) == 3, name
+    plain = candidates("NPO")[1]
+    for name in NAMES:
+        settings = candidates(name, plain)
+        assert len(settings) == len({found.label for found in settings}) == 3, name
         assert len({found.method for found in settings}) == 1, name
+
+
+def test_a_smoothed_method_has_the_setting_of_the_plain_one():
+    picked = chosen({"NPO": 2, "NPO+SAM": 0, "NPO+WA": 1, "RMU": 1})
+    plain = picked["NPO"]
+    assert plain == candidates("NPO")[2] and picked["RMU"] == candidates("RMU")[1]
+    for name, kind in (("NPO+SAM", "sam"), ("NPO+WA", "wa")):
+        config = picked[name].config
+        assert config.smoothing.kind == kind
+        assert replace(config, smoothing=plain.config.smoothing) == plain.config
+    assert candidates("NPO+SAM", candidates("NPO")[0]) != candidates("NPO+SAM", plain)
+
+
+def test_an_unknown_method_and_a_missing_plain_setting_are_named():
+    with pytest.raises(ValueError, match="name='SimNPO': one of"):
+        candidates("SimNPO")
+    with pytest.raises(ValueError, match="NPO.SAM smooths.*give it as `plain`"):
+        chosen({"NPO+SAM": 0})
 
 
 def test_choice_is_least_hazard_among_those_that_keep_utility():
@@ -72,7 +94,7 @@ def test_a_dense_edit_computes_what_its_factors_do():
 def bench():
     chat = safeedit.load("standin-gemma")
     original = safeedit.load("standin-gemma")
-    return crosstable.Bench(chat, original, split(0), crosstable.SMOKE)
+    return Bench(chat, original, split(0), SMOKE)
 
 
 @pytest.mark.parametrize("attack", crosstable.ATTACKS)
