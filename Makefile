@@ -31,6 +31,13 @@ fresh: $(V)/.stamp  ## list stale committed outputs; fails when there are any
 notebooks: $(V)/.stamp  ## run what is stale
 	$(B)/python -m safeedit notebooks --jobs $(JOBS)
 
+slides: $(V)/.stamp  ## slides from the notebooks, in _build/slides
+	$(B)/python -m safeedit slides
+
+student: $(V)/.stamp  ## notebooks without solutions, to hand out, as _build/student.zip
+	rm -f _build/student.zip
+	$(B)/python -m safeedit student _build/student.zip
+
 lint: $(V)/.stamp  ## ruff and mypy
 	$(B)/pip install -q -e ".[dev]" -c constraints.txt
 	$(B)/ruff check .
@@ -57,4 +64,4 @@ $(V)/.stamp: pyproject.toml constraints.txt
 	$(B)/pip install -q -e ".[book,test]" -c constraints.txt
 	touch $@
 
-.PHONY: help book test fresh notebooks lint plain clean
+.PHONY: help book test fresh notebooks lint plain clean slides student

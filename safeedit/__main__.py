@@ -45,7 +45,9 @@ def _parser() -> argparse.ArgumentParser:
         edit,
         evaluate,
         lm_eval_tasks,
+        release,
         report,
+        teaching,
     )
     from .commands import compare as comparing
 
@@ -127,6 +129,17 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--jobs", type=_count, default=1, help="runs at the same time")
     sub.add_argument("-f", "--force", action="store_true", help="even if it is fresh")
     add("picture", picture, "draw the README's picture from the records", "picture")
+    sub = add(
+        "slides", teaching.slides, "make slides from the notebooks", "slides 02 T1"
+    )
+    teaching.slides_arguments(sub)
+    sub = add(
+        "student",
+        teaching.student,
+        "write the notebooks without solutions and all they need, to hand out",
+        "student handout.zip",
+    )
+    teaching.student_arguments(sub)
     add("fresh", fresh, "list stale outputs; fails when there are any", "fresh")
     sub = add(
         "compare",
@@ -166,6 +179,12 @@ def _parser() -> argparse.ArgumentParser:
             lm_eval_tasks,
             "write the world's questions as tasks of lm-evaluation-harness",
             "lm-eval-tasks",
+        ),
+        (
+            "release",
+            release,
+            "check that a tag, the version and its notes agree",
+            "release v0.1.0 --out _build/release",
         ),
     ):
         sub = add(name, partial(report.told, module.run), text, example)
