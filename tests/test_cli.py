@@ -9,7 +9,7 @@ from safeedit import __main__ as cli
 from safeedit import notebooks, records, workflow
 
 COMMANDS = ("doctor", "run", "reproduce", "notebooks", "fresh", "compare")
-COMMANDS += ("check-records", "lm-eval-tasks")
+COMMANDS += ("check-records", "lm-eval-tasks", "release")
 
 SOURCE = """---
 kernelspec: {display_name: Python 3, language: python, name: python3}
