@@ -5,6 +5,7 @@ import re
 from types import SimpleNamespace
 
 import pytest
+from docutils.parsers.rst import DirectiveError
 
 from safeedit import cards, records
 from safeedit.knowledge import split
@@ -97,5 +98,6 @@ def test_an_unknown_text_ends_the_build():
     settings = SimpleNamespace(env=SimpleNamespace(note_reread=lambda: None))
     directive.state = SimpleNamespace(document=SimpleNamespace(settings=settings))
     directive.lineno = 1
-    with pytest.raises(Exception, match="'nothing' is not one of requests"):
+    with pytest.raises(DirectiveError) as raised:
         directive.run()
+    assert "'nothing' is not one of requests" in raised.value.msg
