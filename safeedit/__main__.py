@@ -50,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
         teaching,
     )
     from .commands import compare as comparing
+    from .commands import reproduce as reproducing
 
     parser = argparse.ArgumentParser(
         prog="safeedit",
@@ -68,10 +69,10 @@ def _parser() -> argparse.ArgumentParser:
             epilog=f"Example: python -m safeedit {example}",
         )
         sub.set_defaults(command=command)
-        if name in ("run", "reproduce", "notebooks", "fresh"):
+        if name in ("run", "reproduce", "plan", "notebooks", "fresh"):
             sub.add_argument(
                 "--root",
-                type=Path,
+                type=lambda text: Path(text).resolve(),  # kernels have another folder
                 default=ROOT,
                 help="the repository; default: the one that the package lies in",
             )
@@ -103,30 +104,24 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("-f", "--force", action="store_true", help="even if it is fresh")
     sub = add(
         "reproduce",
-        reproduce,
+        reproducing.run,
         "run the notebooks that compare models, for each model",
         "reproduce --models standin-llama,standin-gemma --scale smoke",
     )
-    sub.add_argument(
-        "--models",
-        help="names separated by commas; default: the stand-ins that the notebooks "
-        "name, and the pages that show them",
+    reproducing.arguments(sub)
+    sub = add(
+        "plan",
+        reproducing.show,
+        "list what reproduce would do, and why",
+        "plan --scale smoke",
     )
-    sub.add_argument(
-        "--scale", choices=("smoke", "cpu", "gpu"), help="size of the runs"
-    )
-    sub.add_argument(
-        "--seeds",
-        type=int,
-        nargs="+",
-        help="values of the parameter seed; default: those that the notebooks name",
-    )
-    sub.add_argument("--jobs", type=_count, default=1, help="runs at the same time")
-    sub.add_argument("-f", "--force", action="store_true", help="even if it is fresh")
+    reproducing.plan_arguments(sub)
     sub = add(
         "notebooks", notebooks, "run what the book shows and is stale", "notebooks"
     )
-    sub.add_argument("--jobs", type=_count, default=1, help="runs at the same time")
+    sub.add_argument(
+        "--jobs", type=reproducing.count, default=1, help="runs at the same time"
+    )
     sub.add_argument("-f", "--force", action="store_true", help="even if it is fresh")
     add("picture", picture, "draw the README's picture from the records", "picture")
     sub = add(
@@ -192,13 +187,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _count(text: str) -> int:
-    """A whole number from 1 on."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: want a whole number from 1 on")
-    return int(text)
-
-
 def doctor(arguments: argparse.Namespace) -> int:
     """Print the environment check; 1 when something required is not in order."""
     from .checks import environment
@@ -247,30 +235,12 @@ def _literal(text: str) -> Any:
         return text
 
 
-def reproduce(arguments: argparse.Namespace) -> int:
-    """Run the notebooks that compare models, for each model."""
-    from .notebooks import plan
-
-    names = arguments.models.split(",") if arguments.models else None
-    runs = plan(names, arguments.scale, arguments.root, arguments.seeds)
-    return _run_all(runs, arguments.force, arguments.jobs)
-
-
 def notebooks(arguments: argparse.Namespace) -> int:
     """Run what the book shows and is stale."""
+    from .commands.reproduce import do
     from .notebooks import plan
 
-    return _run_all(plan(root=arguments.root), arguments.force, arguments.jobs)
-
-
-def _run_all(runs: list, force: bool, jobs: int) -> int:
-    """Do runs and print what failed; 1 when something did."""
-    from .workflow import run_all
-
-    failures = run_all(runs, force, jobs)
-    for failure in failures:
-        print(f"failed: {failure}", file=sys.stderr)
-    return 1 if failures else 0
+    return do(plan(root=arguments.root), arguments.force, arguments.jobs)
 
 
 def picture(arguments: argparse.Namespace) -> int:

@@ -1,15 +1,18 @@
 """Running notebooks: papermill, then the normal form, then one rename.
 
-Everything is written under `runs/logs` first, so that a kill or an error changes
-nothing that is published; a failed notebook stays there to be looked at.
+A kernel writes under `runs/logs`, and a failed notebook stays there to be looked at.
+What is published is first written whole beside its place, all files of a run, and then
+renamed, the record last: a kill, an error or a full disk changes nothing, and what
+counts as fresh is complete.
 """
 
+import errno
+import glob
 import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,18 +20,38 @@ import nbformat
 from nbformat import NotebookNode
 
 from .editions import normalise, problems, student_edition
+from .kernels import Kernels
+from .locks import Lock
 from .notebooks import STANDIN, NotebookError, Run, why_stale
 from .provenance import ROOT, commit, machine
-from .records import read, write_atomic
+from .records import Record, read, write_atomic
+
+# What makes two runs equal. Part of it counts when a library is imported.
+COMMON = {
+    "PYTHONHASHSEED": "0",  # the order of sets
+    "SOURCE_DATE_EPOCH": "0",  # the date inside SVG pictures
+    "TQDM_DISABLE": "1",  # bars have seconds in them
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "JUPYTER_PREFER_ENV_PATH": "1",  # this environment's kernel, not the user's
+}
+# The order of a sum, and so its last digits, depends on the number of threads.
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
 
-def refresh(run: Run, force: bool = False, progress: bool = True) -> str:
+def refresh(
+    run: Run,
+    force: bool = False,
+    progress: bool = True,
+    kernels: Kernels | None = None,
+) -> str:
     """Do a run if it is stale.
 
     Args:
         run: the run.
         force: do it even when it is fresh.
         progress: show a bar over the notebook's cells.
+        kernels: starts the kernel; default: a process of its own.
 
     Returns:
         "fresh" (nothing to do), "text" (only prose renewed) or "run".
@@ -36,48 +59,79 @@ def refresh(run: Run, force: bool = False, progress: bool = True) -> str:
     Raises:
         NotebookError: the run failed; nothing that it would have replaced is changed.
     """
-    reason = "forced" if force else why_stale(run)
-    if reason is None:
+    if not force and why_stale(run) is None:
         return "fresh"
-    if reason == "text":
-        _renew_text(run)
-        return "text"
-    execute(run, progress)
-    return "run"
+    title = f"{run.source.name} ({run.label})"
+    try:
+        # Two at once would write the same files; the second one then finds it fresh.
+        with Lock(_log(run).with_suffix(".lock"), title):
+            reason = "forced" if force else why_stale(run)
+            if reason is None:
+                return "fresh"
+            if reason == "text":
+                _renew_text(run)
+                return "text"
+            execute(run, progress, kernels or Kernels())
+            return "run"
+    except OSError as error:
+        raise NotebookError(f"{title}: {_explained(error, run.source.root)}") from error
 
 
-def execute(run: Run, progress: bool = True) -> None:
-    """Run a notebook and put its record, editions and status in place, in this order.
+def _explained(error: OSError, root: Path) -> str:
+    """What an error of the operating system means for a run, and what to do."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    todo = f"free space on the disk of {root}" if full else f"see to {error.filename}"
+    return (
+        f"{error.strerror or error} ({error.filename or root}). Nothing that is "
+        f"published was changed. Next step: {todo} and start again; what is finished "
+        "is not done twice."
+    )
+
+
+def execute(run: Run, progress: bool, kernels: Kernels) -> None:
+    """Run a notebook and put its status, editions and record in place, in this order.
 
     Raises:
         NotebookError: a cell raised, or the outputs cannot be published.
+        OSError: a file could not be written; nothing that is published was changed.
     """
+    from nbclient.exceptions import DeadKernelError
     from papermill import execute_notebook  # slow to import
     from papermill.exceptions import PapermillExecutionError
 
-    root = run.source.root
-    log = root / "runs" / "logs" / f"{run.source.name}.{run.label}.ipynb"
+    root, log = run.source.root, _log(run)
     draft = log.with_suffix(".record.json")
     log.parent.mkdir(parents=True, exist_ok=True)
     draft.unlink(missing_ok=True)
     title, hint = f"{run.source.name} ({run.model})", f"look at {log.relative_to(root)}"
     begin = time.perf_counter()
     try:
-        with _environment(run, draft):
-            node = execute_notebook(
-                nbformat.from_dict(run.source.node),
-                str(log),
-                parameters=dict(run.changed),
-                kernel_name="python3",
-                progress_bar={"disable": not progress},  # not silenced by TQDM_DISABLE
-                cwd=str(run.source.path.parents[1]),  # as in Jupyter
-                start_timeout=180,  # seconds; a busy machine starts a kernel slowly
-                extra_arguments=["--log-level=50"],  # its talk about sockets
-            )
+        node = execute_notebook(
+            nbformat.from_dict(run.source.node),
+            str(log),
+            parameters=dict(run.changed),
+            kernel_name="python3",
+            progress_bar={"disable": not progress},
+            start_timeout=180,  # seconds; a busy machine starts a kernel slowly
+            extra_arguments=["--log-level=50"],  # its talk about sockets
+            # Not papermill's `cwd`: that changes the folder of every thread.
+            kernel_manager_class=kernels.manager(
+                _environment(run, draft),
+                str(run.source.path.parents[1]),  # as in Jupyter
+                # Published seconds are those of a process that shares nothing.
+                fresh=(run.source.alone and run.published)
+                or not STANDIN.match(run.model),
+            ),
+        )
     except PapermillExecutionError as error:
         raise NotebookError(
             f"{title} stopped at In [{error.exec_count}] with {error.ename}: "
             f"{error.evalue}. Next step: {hint}"
+        ) from error
+    except DeadKernelError as error:
+        raise NotebookError(
+            f"{title}: its kernel was killed, as the system does when memory runs out. "
+            f"Next step: fewer runs at a time (--jobs), or {hint}"
         ) from error
     seconds = time.perf_counter() - begin
     if found := problems(normalise(node), root):
@@ -90,13 +144,11 @@ def execute(run: Run, progress: bool = True) -> None:
                 f"{run.parameters}. Next step: pass every name of the parameters cell "
                 "to records.save_run."
             )
-        _place_record(run, draft)
     elif not run.canonical:
         raise NotebookError(
             f"{title} wrote no record, so nothing is left of this run. Next step: end "
             "the notebook with records.save_run, or run it without -m and -p."
         )
-    _publish(run, node, has_record)
     status = {
         "notebook": run.source.name,
         "model": run.model,
@@ -106,8 +158,17 @@ def execute(run: Run, progress: bool = True) -> None:
         "machine": machine(),
         "finished": time.strftime("%Y-%m-%dT%H:%MZ", time.gmtime()),
     }
-    write_atomic(run.status_path, json.dumps(status, indent=1) + "\n")
+    texts = {run.status_path: json.dumps(status, indent=1) + "\n"}
+    texts |= _editions(run, node, has_record)
+    _put(texts, _records(run, draft) if has_record else {})
+    draft.unlink(missing_ok=True)
     shutil.rmtree(_cells(run), ignore_errors=True)
+
+
+def _log(run: Run) -> Path:
+    """The notebook as the kernel fills it."""
+    folder = run.source.root / "runs" / "logs"
+    return folder / f"{run.source.name}.{run.label}.ipynb"
 
 
 def _cells(run: Run) -> Path:
@@ -115,8 +176,8 @@ def _cells(run: Run) -> Path:
     return run.source.root / "runs" / "cells" / run.fingerprint
 
 
-def _place_record(run: Run, draft: Path) -> None:
-    """Move a record to its place.
+def _records(run: Run, draft: Path) -> dict[Path, Record]:
+    """The record of a run and its place, the published one last.
 
     Prompts that break a real model are no part of what is published: they stay in
     `runs/`, where git ignores them.
@@ -124,14 +185,13 @@ def _place_record(run: Run, draft: Path) -> None:
     record = read(draft)
     if run.published and record.prompts and record.model["weights"] != "stand-in":
         kept = run.source.root / "runs" / "records" / run.source.name
-        record.write(kept / run.record_path.name)
-        record = replace(record, prompts=[])
-    record.write(run.record_path)
-    draft.unlink()
+        bare = replace(record, prompts=[])
+        return {kept / run.record_path.name: record, run.record_path: bare}
+    return {run.record_path: record}
 
 
-def _publish(run: Run, node: NotebookNode, has_record: bool) -> None:
-    """Write the editions of an executed complete notebook."""
+def _editions(run: Run, node: NotebookNode, has_record: bool) -> dict[Path, str]:
+    """The text of each edition of an executed complete notebook."""
     root = run.source.root
     node.metadata["safeedit"] = {
         **dict(run.source.header),
@@ -142,9 +202,29 @@ def _publish(run: Run, node: NotebookNode, has_record: bool) -> None:
         "parameters": run.parameters,
         "record": run.record_path.relative_to(root).as_posix() if has_record else None,
     }
+    texts = {}
     for edition, path in run.editions.items():
         shown = student_edition(node) if edition == "student" else node
-        write_atomic(path, nbformat.writes(shown, version=4, indent=1) + "\n")
+        texts[path] = nbformat.writes(shown, version=4, indent=1) + "\n"
+    return texts
+
+
+def _put(texts: Mapping[Path, str], records: Mapping[Path, Record]) -> None:
+    """Write all files whole, then rename them one after the other, records last."""
+    new = {path: path.with_name(f".{path.name}.new") for path in [*texts, *records]}
+    for path in new:  # what a killed run has left; the run's lock is ours
+        for left in path.parent.glob(f".*{glob.escape(path.name)}.*"):
+            left.unlink(missing_ok=True)
+    try:
+        for path, text in texts.items():
+            write_atomic(new[path], text)
+        for path, record in records.items():
+            record.write(new[path])
+        for path, written in new.items():
+            os.replace(written, path)
+    finally:
+        for written in new.values():
+            written.unlink(missing_ok=True)
 
 
 def _renew_text(run: Run) -> None:
@@ -156,39 +236,18 @@ def _renew_text(run: Run) -> None:
     for cell, previous in zip(code, ran, strict=True):
         cell.outputs = previous.outputs
         cell.execution_count = previous.execution_count
-    _publish(run, normalise(node), bool(old.metadata["safeedit"].get("record")))
+    has_record = bool(old.metadata["safeedit"].get("record"))
+    _put(_editions(run, normalise(node), has_record), {})
 
 
-@contextmanager
-def _environment(run: Run, draft: Path) -> Iterator[None]:
-    """The kernel's environment: what makes two runs equal, and where the record goes.
-
-    A kernel inherits the environment of the process that starts it, so it is set here
-    and put back afterwards.
-    """
+def _environment(run: Run, draft: Path) -> dict[str, str]:
+    """All of the kernel's environment: what makes runs equal, where the record goes."""
     path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    wanted = {
+    own = {
         "SAFEEDIT_FINGERPRINT": run.fingerprint,
         "SAFEEDIT_RECORD": str(draft),
         "SAFEEDIT_CELLS": str(_cells(run)),
         "PYTHONPATH": os.pathsep.join(path),
-        "PYTHONHASHSEED": "0",  # the order of sets
-        "SOURCE_DATE_EPOCH": "0",  # the date inside SVG pictures
-        "TQDM_DISABLE": "1",  # bars have seconds in them
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "TRANSFORMERS_VERBOSITY": "error",
-        "JUPYTER_PREFER_ENV_PATH": "1",  # this environment's kernel, not the user's
     }
-    if STANDIN.match(run.model):
-        # The order of a sum, and so its last digits, depends on the number of threads.
-        wanted |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+    threads = ONE_THREAD if STANDIN.match(run.model) else {}
+    return {**os.environ, **COMMON, **threads, **own}

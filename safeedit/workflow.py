@@ -1,25 +1,30 @@
 """Many runs at a time: each after those that it reads, with an estimate of the rest.
 
 Notebooks are light on memory and bound to one core, so runs that do not wait for each
-other go side by side, each in a process of its own. A run that measures seconds
+other go side by side, each in a kernel of its own. A run that measures seconds
 (`alone` in the header of its notebook) has the machine to itself.
+
+What is finished is on disk and fresh, so a workflow that was killed is started again
+by the same command and goes on. The same list of runs drives Snakemake: `todo`.
 """
 
-import json
-import subprocess
-import sys
-import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import Any
 
-from .notebooks import NotebookError, Run, why_stale
-from .runner import refresh
+from .kernels import Kernels
+from .locks import Lock
+from .notebooks import STANDIN, NotebookError, Run, why_stale
+from .progress import Progress
+from .runner import COMMON, ONE_THREAD, refresh
 
 
 def run_all(runs: Sequence[Run], force: bool = False, jobs: int = 1) -> list[str]:
     """Do runs, at most `jobs` at a time, and go on after a failure.
 
-    A run whose input failed is tried all the same: it says what it lacks.
+    A run whose input failed is tried all the same: it says what it lacks. While
+    another process does so in the same repository, it is waited for.
 
     Args:
         runs: in an order in which each finds what it reads (`notebooks.plan`).
@@ -29,31 +34,46 @@ def run_all(runs: Sequence[Run], force: bool = False, jobs: int = 1) -> list[str
     Returns:
         The messages of the failures, none when all went well.
     """
+    if not runs:
+        return []
+    root = runs[0].source.root
+    with Lock(root / "runs" / "workflow.lock", str(root)):
+        return _run_all(runs, force, jobs)
+
+
+def _run_all(runs: Sequence[Run], force: bool, jobs: int) -> list[str]:
     print(f"{len(runs)} runs, {jobs} at a time; those that are fresh are skipped.")
-    clock = _Clock(runs, jobs)
     failures: list[str] = []
     waiting, done = list(range(len(runs))), set[int]()
     running: dict[Future[str], int] = {}
-    with ThreadPoolExecutor(jobs) as pool:
-        while waiting or running:
-            for index in _ready(runs, waiting, done, list(running.values()), jobs):
-                waiting.remove(index)
-                task = runs[index]
-                # Freshness is judged now, when what it reads is there.
-                job = _beside if jobs > 1 else refresh
-                clock.start(index)
-                running[pool.submit(job, task, force)] = index
-            finished, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in finished:
-                index = running.pop(future)
-                done.add(index)
-                title = f"{runs[index].source.name} ({runs[index].label})"
-                try:
-                    outcome = future.result()
-                except NotebookError as error:
-                    failures.append(str(error))
-                    outcome = f"FAILED. {error}"
-                print(clock.line(index, title, outcome, waiting), flush=True)
+    # To import once what all kernels import does not pay for a single one.
+    kernels = Kernels(COMMON | ONE_THREAD if len(runs) > 1 else None)
+    with Progress(runs, jobs) as progress, ThreadPoolExecutor(jobs) as pool, kernels:
+        try:
+            while waiting or running:
+                for index in _ready(runs, waiting, done, list(running.values()), jobs):
+                    waiting.remove(index)
+                    progress.start(index)
+                    # Freshness is judged now, when what it reads is there.
+                    if force or why_stale(runs[index]) not in (None, "text"):
+                        kernels.prepare()
+                    future = pool.submit(refresh, runs[index], force, False, kernels)
+                    running[future] = index
+                finished, _ = wait(running, 1.0, return_when=FIRST_COMPLETED)
+                progress.show(waiting)
+                for future in finished:
+                    index = running.pop(future)
+                    done.add(index)
+                    try:
+                        outcome = future.result()
+                    except NotebookError as error:
+                        failures.append(str(error))
+                        outcome = f"FAILED. {error}"
+                    progress.end(index, outcome, waiting)
+        except BaseException:  # Ctrl-C too: the pool waits for what runs, so end that
+            pool.shutdown(wait=False, cancel_futures=True)
+            kernels.stop()
+            raise
     return failures
 
 
@@ -79,52 +99,48 @@ def _ready(
     return chosen
 
 
-def _beside(task: Run, force: bool) -> str:
-    """As `refresh`, what has to be executed in a process of its own."""
-    if not force and why_stale(task) in (None, "text"):
-        return refresh(task)
-    return _in_process(task, force)
+@dataclass(frozen=True)
+class Task:
+    """A run as another engine needs to know it."""
+
+    notebook: str
+    label: str  # with the notebook's name, tells it from all others
+    parameters: dict[str, Any]  # those that are not at their default
+    reason: str  # why it has to be done; "" when it has not
+    after: list[str]  # "notebook/label" of runs that have to be done before it
+    alone: bool
+    real: bool  # not a stand-in: it wants a GPU
+
+    @property
+    def name(self) -> str:
+        return f"{self.notebook}/{self.label}"
 
 
-def _in_process(task: Run, force: bool) -> str:
-    """A run in a process of its own: kernels take their environment from it."""
-    command = [sys.executable, "-m", "safeedit", "run", task.source.name]
-    command += ["--root", str(task.source.root)]
-    for name, value in task.changed.items():
-        command += ["-p", f"{name}={value!r}"]
-    command += ["--force"] if force else []
-    ended = subprocess.run(command, capture_output=True, text=True)
-    if ended.returncode:
-        lines = ended.stderr.strip().splitlines() or ["no message"]
-        raise NotebookError(lines[-1])
-    return "fresh" if "is fresh" in ended.stdout else "run"
+def todo(runs: Sequence[Run], force: bool = False) -> list[Task]:
+    """What is to be done of a plan: what is stale, and what reads it.
 
-
-class _Clock:
-    """Seconds taken, and what is likely left."""
-
-    def __init__(self, runs: Sequence[Run], jobs: int) -> None:
-        self.runs, self.jobs = runs, jobs
-        self.began: dict[int, float] = {}
-        self.took: list[float] = []  # of runs that were not fresh
-        self.lines = 0
-
-    def start(self, index: int) -> None:
-        self.began[index] = time.perf_counter()
-
-    def line(self, index: int, title: str, outcome: str, waiting: Sequence[int]) -> str:
-        """What to print when a run has ended."""
-        seconds = time.perf_counter() - self.began[index]
-        self.lines += 1
-        if outcome == "run":
-            self.took.append(seconds)
-        left = sum(self._likely(self.runs[i]) for i in waiting) / self.jobs
-        more = f", at most {left / 60:.0f} min left" if left > 60 else ""
-        count = f"[{self.lines}/{len(self.runs)}]"
-        return f"{count} {title}: {outcome}, {seconds:.0f} s{more}"
-
-    def _likely(self, task: Run) -> float:
-        """What a run took the last time; an unknown one like the mean so far."""
-        if task.status_path.is_file():
-            return float(json.loads(task.status_path.read_text("utf-8"))["seconds"])
-        return sum(self.took) / len(self.took) if self.took else 60.0
+    Whether a run that reads a stale one is itself stale shows only when that has been
+    done; it counts as to be done, and `safeedit run` skips it if it is fresh by then.
+    """
+    tasks: list[Task] = []
+    for index, run in enumerate(runs):
+        reason = "forced" if force else (why_stale(run) or "")
+        before = [
+            tasks[i].name
+            for i in range(index)
+            if tasks[i].reason and run.reads_run(runs[i])
+        ]
+        if before and not reason:
+            reason = f"reads {before[0]}"
+        tasks.append(
+            Task(
+                run.source.name,
+                run.label,
+                dict(run.changed),
+                reason,
+                before,
+                run.source.alone,
+                not STANDIN.match(run.model),
+            )
+        )
+    return tasks

@@ -8,7 +8,7 @@ import pytest
 from safeedit import __main__ as cli
 from safeedit import notebooks, records, workflow
 
-COMMANDS = ("doctor", "run", "reproduce", "notebooks", "fresh", "compare")
+COMMANDS = ("doctor", "run", "reproduce", "plan", "notebooks", "fresh", "compare")
 COMMANDS += ("check-records", "lm-eval-tasks", "release")
 
 SOURCE = """---
@@ -67,7 +67,7 @@ def test_a_failure_does_not_stop_the_others(root, capsys, monkeypatch):
     (root / "notebooks/src/95_more.md").write_text(SOURCE)
     seen = []
 
-    def refresh(run, force):
+    def refresh(run, *_):
         seen.append(run.source.name)
         if run.source.name == "90_demo":
             raise notebooks.NotebookError("broken")

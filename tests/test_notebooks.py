@@ -215,14 +215,13 @@ def test_prompts_that_break_a_real_model_are_not_published(tmp_path, weights):
     prompts = [{"prompt": "x", "success": True}]
     draft = root / "draft.json"
     dataclasses.replace(found, model=model, prompts=prompts).write(draft)
-    runner._place_record(run, draft)
+    runner._put({}, runner._records(run, draft))
     published = records.read(run.record_path).prompts
     kept = root / "runs" / "records" / "90_demo" / run.record_path.name
     if weights == "real":
         assert published == [] and records.read(kept).prompts == prompts
     else:
         assert published == prompts and not kept.exists()
-    assert not draft.exists()
 
 
 def test_plan_puts_pages_last(tmp_path):

@@ -1,7 +1,9 @@
 """Many runs at a time: nothing starts before what it reads, or beside what is timed."""
 
+import sys
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,9 +13,15 @@ from safeedit import workflow
 from safeedit.notebooks import NotebookError, plan
 
 
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """The root of the fake runs."""
+    monkeypatch.setattr(sys.modules[__name__], "FOLDER", tmp_path)
+
+
 def fake(name, reads=(), alone=False):
     """A run that reads the named ones."""
-    source = SimpleNamespace(name=name, alone=alone)
+    source = Source(name, alone)
     return SimpleNamespace(
         source=source,
         label="model",
@@ -22,13 +30,26 @@ def fake(name, reads=(), alone=False):
     )
 
 
+FOLDER = Path()
+
+
+@dataclass
+class Source:
+    name: str
+    alone: bool
+
+    @property
+    def root(self):
+        return FOLDER
+
+
 class Journal:
     """Stands in for the execution of a run and keeps what happened when."""
 
     def __init__(self, broken=()):
         self.lock, self.events, self.broken = threading.Lock(), [], broken
 
-    def __call__(self, task, force):
+    def __call__(self, task, force, progress, kernels):
         name = task.source.name
         self._note("begin", name)
         time.sleep(0.01)
@@ -53,9 +74,8 @@ class Journal:
 @pytest.fixture
 def journal(monkeypatch):
     made = Journal()
-    monkeypatch.setattr(workflow, "_in_process", made)
     monkeypatch.setattr(workflow, "refresh", made)
-    monkeypatch.setattr(workflow, "why_stale", lambda task: "code changed")
+    monkeypatch.setattr(workflow, "why_stale", lambda task: None)
     return made
 
 
@@ -84,18 +104,16 @@ def test_order(journal, jobs):
 
 
 @pytest.mark.parametrize(
-    "reason, force, process",
-    [(None, 0, False), ("text", 0, False), (None, True, True), ("code", 0, True)],
+    "reason, force, prepared",
+    [(None, False, 0), ("text", False, 0), (None, True, 1), ("code changed", False, 1)],
 )
-def test_a_process_is_started_only_to_execute(monkeypatch, reason, force, process):
+def test_libraries_are_imported_only_to_execute(monkeypatch, reason, force, prepared):
     seen = []
     monkeypatch.setattr(workflow, "why_stale", lambda task: reason)
-    for name in ("refresh", "_in_process"):
-        monkeypatch.setattr(
-            workflow, name, lambda *words, name=name: seen.append(name) or "done"
-        )
-    workflow.run_all([fake("a")], force=force, jobs=2)
-    assert seen == ["_in_process" if process else "refresh"]
+    monkeypatch.setattr(workflow, "refresh", lambda *words: "done")
+    monkeypatch.setattr(workflow.Kernels, "prepare", lambda self: seen.append(1))
+    workflow.run_all([fake("a")], force=force)
+    assert len(seen) == prepared
 
 
 def test_two_at_a_time_but_not_three(journal):
