@@ -5,7 +5,6 @@
 
 import argparse
 import ast
-import io
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -45,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
         edit,
         evaluate,
         lm_eval_tasks,
+        pictures,
         release,
         report,
         teaching,
@@ -123,7 +123,8 @@ def _parser() -> argparse.ArgumentParser:
         "--jobs", type=reproducing.count, default=1, help="runs at the same time"
     )
     sub.add_argument("-f", "--force", action="store_true", help="even if it is fresh")
-    add("picture", picture, "draw the README's picture from the records", "picture")
+    text = "draw the README's pictures from the records"
+    add("picture", pictures.run, text, "picture")
     sub = add(
         "slides", teaching.slides, "make slides from the notebooks", "slides 02 T1"
     )
@@ -241,35 +242,6 @@ def notebooks(arguments: argparse.Namespace) -> int:
     from .notebooks import plan
 
     return do(plan(root=arguments.root), arguments.force, arguments.jobs)
-
-
-def picture(arguments: argparse.Namespace) -> int:
-    """Write book/lineup.svg, the README's picture."""
-    from .records import write_atomic
-
-    print(write_atomic(ROOT / "book" / "lineup.svg", lineup_svg()))
-    return 0
-
-
-def lineup_svg() -> str:
-    """All defenses under static and adaptive attack, from the records of T1, as SVG."""
-    import matplotlib.pyplot as plt
-
-    from . import tables
-    from .plots import lineup, set_style
-    from .records import RecordError, find, rows_frame
-
-    set_style()
-    records = find(notebook="T1_attack_success", weights="stand-in")
-    if not records:
-        raise RecordError(
-            "there are no records of T1 yet. Next step: python -m safeedit notebooks"
-        )
-    figure = lineup(tables.attack_success(rows_frame(records)))
-    text = io.StringIO()
-    figure.savefig(text, format="svg", bbox_inches="tight", metadata={"Date": None})
-    plt.close(figure)
-    return text.getvalue()
 
 
 def fresh(arguments: argparse.Namespace) -> int:
