@@ -39,7 +39,7 @@ def pattern(term: str) -> re.Pattern[str]:
     ending = r"(?:s|es|d)?"
     joined = r"[\s-]+".join(re.escape(word) for word in words)
     if words[-1].endswith("y"):
-        joined = joined[:-1] + r"(?:y|ies)"
+        joined = joined[:-1] + r"(?:ys?|ies)"
         ending = ""
     loose = re.IGNORECASE if term == term.lower() else 0
     return re.compile(rf"(?<![\w-]){joined}{ending}(?![\w])", loose)

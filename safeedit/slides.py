@@ -264,7 +264,7 @@ def _table(data: dict) -> tuple[str, str, int] | None:
     found = re.search(r"<table.*?</table>", "".join(data.get("text/html", "")), re.S)
     if not found:
         return None
-    shown = re.sub(r' (border|style)="[^"]*"', "", found[0])
+    shown = re.sub(r""" (border|style)=("[^"]*"|'[^']*')""", "", found[0])
     return "table", shown, shown.count("<tr")
 
 

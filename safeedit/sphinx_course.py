@@ -20,7 +20,7 @@ from docutils.statemachine import StringList
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from . import capstone, course, course_map, course_pages
+from . import course, course_map, course_pages, rubric
 
 
 class _FromSources(SphinxDirective):
@@ -100,7 +100,7 @@ class Rubric(_FromSources):
     optional_arguments = 0
 
     def text(self, root: Path, parts: list[course.Part]) -> str:
-        kinds = {"machine": capstone.machine_table, "report": capstone.report_table}
+        kinds = {"machine": rubric.machine_table, "report": rubric.report_table}
         kind = self.arguments[0]
         if kind not in kinds:
             raise course.CourseError(f"{kind!r}: one of {', '.join(kinds)}")

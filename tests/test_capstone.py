@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 import safeedit
-from safeedit import capstone
+from safeedit import capstone, rubric
 from safeedit.edits import WeightEdit
 from safeedit.records import ROOT
 
@@ -93,17 +93,17 @@ def test_edit_of_another_model_is_refused(baseline, capsys):
 
 
 def test_points_follow_the_limits():
-    line = capstone.Criterion("x", (10, 6), (0.25, 0.5), "", True)
+    line = rubric.Criterion("x", (10, 6), (0.25, 0.5), "", True)
     values = {0.0: 10, 0.25: 10, 0.26: 6, 0.5: 6, 0.51: 0}
     assert {v: line.earned(v) for v in values} == values
 
 
 def test_rubric_adds_up_and_budget_is_the_pages():
-    assert sum(c.points[0] for c in capstone.RUBRIC) == capstone.MACHINE
-    assert sum(row[1] for row in capstone.REPORT) == 100 - capstone.MACHINE
+    assert sum(c.points[0] for c in rubric.RUBRIC) == rubric.MACHINE
+    assert sum(row[1] for row in rubric.REPORT) == 100 - rubric.MACHINE
     page = (ROOT / "book" / "capstone.md").read_text(encoding="utf-8")
     assert rf"\le {capstone.Task().budget:g}\, \lVert W" in page
-    assert f"gives {capstone.MACHINE} points" in page
+    assert f"gives {rubric.MACHINE} points" in page
     assert f"(seed {capstone.Task().replay_seed})" in page
     chat = safeedit.load("standin-gemma")
     assert chat.kind == "stand-in"
