@@ -27,6 +27,7 @@ their own model and seed.
 """
 
 import ast
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -45,6 +46,7 @@ from .records import RecordError, read
 
 STANDIN = re.compile(r"standin-[a-z]+(?:-oracle)?")
 SCALES = ("smoke", "cpu", "gpu")  # values of the parameter `scale`
+LABEL = 150  # bytes of a run's label; file names end at 255 bytes
 
 
 class NotebookError(RuntimeError):
@@ -120,10 +122,7 @@ def find_sources(root: Path = ROOT) -> list[Source]:
             f"{root} has no folder notebooks/src. Next step: give the repository's "
             "folder with --root."
         )
-    waiting = [
-        Source(path, jupytext.read(path, fmt="md:myst"))
-        for path in sorted(folder.glob("*.md"))
-    ]
+    waiting = [_read_source(path) for path in sorted(folder.glob("*.md"))]
     ordered: list[Source] = []
     while waiting:
         done = {source.name for source in ordered}
@@ -139,12 +138,36 @@ def find_sources(root: Path = ROOT) -> list[Source]:
     return ordered
 
 
+def _read_source(path: Path) -> Source:
+    """One source; what is wrong with its text or its header is told here."""
+    try:
+        source = Source(path, jupytext.read(path, fmt="md:myst"))
+    except OSError:
+        raise
+    except Exception as error:  # jupytext hands on whatever its YAML reader raises
+        raise NotebookError(
+            f"{path}: not a notebook in MyST Markdown ({str(error).splitlines()[0]}). "
+            "Next step: correct its YAML header, or take the file out of the folder."
+        ) from error
+    if not isinstance(source.header, Mapping):
+        raise NotebookError(
+            f"{path}: its header says safeedit: {source.header!r}, want a mapping such "
+            "as {models: [standin-llama]}"
+        )
+    return source
+
+
 def load_source(name: str, root: Path = ROOT) -> Source:
     """The source whose name is, or begins with, `name` (such as "T1").
 
     A path to a source or to an executed notebook does as well.
     """
     found = find_sources(root)
+    if not name.strip():
+        raise NotebookError(
+            f"the name of a notebook is {name!r}; allowed: "
+            + (", ".join(s.name for s in found) or "none")
+        )
     wanted = Path(name).name.removesuffix(".ipynb").removesuffix(".md")
     exact = [s for s in found if s.name == wanted]
     matches = exact or [s for s in found if s.name.startswith(wanted)]
@@ -196,7 +219,10 @@ class Run:
         shown = {"seed"} if self.published else set(self.changed) - {"model_name"}
         changes = sorted((k, v) for k, v in self.changed.items() if k in shown)
         words = [self.model, *(f"{key}-{value}" for key, value in changes)]
-        return re.sub(r"[^\w.=+-]+", "--", ".".join(words))
+        label = re.sub(r"[^\w.=+-]+", "--", ".".join(words)).lstrip(".") or "none"
+        if len(label.encode()) <= LABEL:
+            return label
+        return f"{label[:24]}-{fingerprints.digest(label)[:12]}"
 
     @property
     def _records(self) -> Path:
@@ -282,8 +308,8 @@ def make_run(source: Source, parameters: Mapping[str, Any]) -> Run:
     """A run of a notebook, its parameters checked against the parameters cell.
 
     Raises:
-        NotebookError: an unknown parameter, one of another type than its default, or
-            an unknown scale.
+        NotebookError: an unknown parameter, one of another type than its default, one
+            that no record can hold, or an unknown scale.
     """
     known = source.parameters
     for name, value in parameters.items():
@@ -298,6 +324,16 @@ def make_run(source: Source, parameters: Mapping[str, Any]) -> Run:
             raise NotebookError(
                 f"{source.name}: parameter {name} is {value!r} ({kind.__name__}), "
                 f"want a {type(default).__name__} such as {default!r}"
+            )
+        if isinstance(value, float) and not math.isfinite(value):
+            raise NotebookError(
+                f"{source.name}: parameter {name} is {value}, which no record can "
+                f"hold; give a finite number such as {default!r}"
+            )
+        if isinstance(value, int) and value.bit_length() > 63:
+            raise NotebookError(
+                f"{source.name}: parameter {name} has {value.bit_length()} bits; give "
+                f"a whole number of at most 63, such as {default!r}"
             )
         if name == "scale" and value not in SCALES:
             raise NotebookError(
@@ -321,11 +357,22 @@ def plan(
         root: the repository.
         seeds: run those notebooks for these seeds; default: their headers' seeds.
     """
+    if models is not None and not (models and all(name.strip() for name in models)):
+        raise NotebookError(
+            f"models are {list(models)}; give names such as standin-llama, with commas "
+            "between them"
+        )
     runs = []
     for source in find_sources(root):
         known = source.parameters
         settings = {"scale": scale} if scale and "scale" in known else {}
         compared = source.header.get("models", [])
+        if compared and "model_name" not in known:
+            raise NotebookError(
+                f"{source.path}: its header compares models {compared}, and its "
+                "parameters cell has no model_name. Next step: add the parameter, or "
+                "take `models` out of the header."
+            )
         if models is None:
             chosen = [*compared, known["model_name"]] if compared else [None]
         else:

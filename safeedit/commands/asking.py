@@ -86,7 +86,7 @@ def check_words(chat: Chat, words: Sequence[str]) -> None:
     for word in words:
         if word not in known:
             near = difflib.get_close_matches(word.lower(), known, n=3)
-            hint = f"; did you mean {' or '.join(near)}?" if near else ""
+            hint = f"; did you mean {' or '.join(near)}?" if near else "."
             raise ValueError(
                 f"{word!r} is not a word of the world of {chat.name}{hint} A stand-in "
                 f"knows {len(known)} words, such as {', '.join(known[:4])}; see "

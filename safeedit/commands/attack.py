@@ -20,13 +20,13 @@ from ..attacks import (
     random_suffix,
 )
 from ..chat import Chat
-from ..edits.storage import check_new
 from ..evaluation import Judge
 from ..models import load
 from ..records import row
 from ..world import World
 from .asking import Requests, about, check_words, read_requests, read_words
 from .evaluate import edit_arguments, edited, labelled, model_arguments
+from .outputs import check_out
 from .report import new_record, outcomes, progress
 
 ATTACKS = ("gcg", "pgd", "prefill", "random-suffix")
@@ -135,7 +135,7 @@ def run(given: argparse.Namespace) -> None:
     began = time.time()
     out = Path(given.out) if given.out else None
     if out:
-        check_new(out)
+        check_out(out)
     if given.words and given.prompts:
         raise ValueError("got --words and --prompts; give one of them")
     words = read_words(given.words) if given.words else list(World().keywords)

@@ -20,6 +20,7 @@ from ..records import write_atomic
 from .asking import about, benign, check_words, read_requests, read_words
 from .edit_report import METHODS, card, layer_rows, summary
 from .evaluate import LIMIT, PARTS, make_probe, measure, model_arguments
+from .outputs import check_out
 from .report import as_text, new_record, progress
 
 CALIBRATION = 64  # prompts made from the words, or one a word if there are more
@@ -142,7 +143,7 @@ def run(given: argparse.Namespace) -> None:
     alone = out.suffix == EDIT_FILE
     outputs = [out, out.with_suffix(".json")] if alone else [out]
     for path in outputs:
-        check_new(path)
+        check_out(path)
     words = read_words(given.words)
     choices = Choices(
         **{field.name: getattr(given, field.name) for field in fields(Choices)}

@@ -13,7 +13,6 @@ from typing import Any
 from ..attacks import PrefillConfig, prefill
 from ..chat import Chat
 from ..edits import WeightEdit
-from ..edits.storage import check_new
 from ..evaluation import Judge, Outcome, Question
 from ..judges import degenerate
 from ..metrics import CARRIER, perplexity, token_nlls
@@ -21,6 +20,7 @@ from ..models import DTYPES, load
 from ..records import row
 from ..world import World
 from .asking import Requests, about, benign, check_words, read_requests, read_words
+from .outputs import check_out
 from .report import effects, new_record, progress
 
 LIMIT = 100  # requests of each kind
@@ -196,7 +196,7 @@ def run(given: argparse.Namespace) -> None:
     began = time.time()
     out = Path(given.out) if given.out else None
     if out:
-        check_new(out)
+        check_out(out)
     words = read_words(given.words) if given.words else list(World().keywords)
     both = bool(given.edit or given.checkpoint)
     with progress(1 + PARTS * (1 + both)) as begin:
