@@ -18,6 +18,7 @@ help:  ## this list
 book: $(V)/.stamp  ## run what is stale, compare with the published records, build the HTML
 	$(B)/python -m safeedit notebooks --jobs $(JOBS)
 	$(B)/python -m safeedit compare || echo "The records above differ from the published ones; the book shows the new ones."
+	$(B)/python -m safeedit.sphinx.bundles zip
 	$(BUILD)
 	@echo "The book is in _build/html/index.html"
 
@@ -37,6 +38,17 @@ slides: $(V)/.stamp  ## slides from the notebooks, in _build/slides
 student: $(V)/.stamp  ## notebooks without solutions, to hand out, as _build/student.zip
 	rm -f _build/student.zip
 	$(B)/python -m safeedit student _build/student.zip
+
+zip: $(V)/.stamp  ## all notebooks with solutions in one file, linked from the book
+	$(B)/python -m safeedit.sphinx.bundles zip
+	$(BUILD)
+
+pdf: $(V)/.stamp  ## the book as a PDF (needs Chromium), linked from the book
+	$(B)/python -m safeedit.sphinx.bundles pdf
+	$(BUILD)
+
+links: $(V)/.stamp  ## ask other hosts whether the addresses in the book are there
+	$(B)/jupyter-book build . --toc book/_toc.yml --builder linkcheck --keep-going
 
 lint: $(V)/.stamp  ## ruff and mypy
 	$(B)/pip install -q -e ".[dev]" -c constraints.txt
@@ -64,4 +76,4 @@ $(V)/.stamp: pyproject.toml constraints.txt
 	$(B)/pip install -q -e ".[book,test]" -c constraints.txt
 	touch $@
 
-.PHONY: help book test fresh notebooks lint plain clean slides student
+.PHONY: help book test fresh notebooks lint plain clean slides student zip pdf links

@@ -2,8 +2,11 @@
 // theme does this for tables and code, and this file for formulas.
 (() => {
   const update = () => {
-    for (const box of document.querySelectorAll(".bd-article div.math")) {
-      if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
+    const boxes = ".bd-article :is(div.math, mjx-container)";
+    for (const box of document.querySelectorAll(boxes)) {
+      const wide = box.clientWidth && box.scrollWidth > box.clientWidth;
+      const high = box.clientHeight && box.scrollHeight > box.clientHeight;
+      if (wide || high) box.tabIndex = 0;
       else box.removeAttribute("tabindex");
     }
   };

@@ -4,6 +4,7 @@ MathJax comes from a wheel, styles and templates from `book/_static` and
 `book/_templates`, wherever the configuration of Sphinx lies.
 """
 
+import re
 from importlib.metadata import distribution
 from pathlib import Path
 from shutil import copyfile
@@ -32,6 +33,14 @@ def _use_local_files(app: Sphinx, config: Any) -> None:
     config.templates_path.insert(0, str(Path(app.srcdir, "book", "_templates")))
 
 
+def _skip_placeholder(app: Sphinx, config: Any) -> None:
+    # Until the repository has an address (`repository` in _config.yml), its pages are
+    # not there to be checked.
+    repository = str(config.html_theme_options.get("repository_url", ""))
+    if repository.startswith("https://github.com/example/"):
+        config.linkcheck_ignore = [*config.linkcheck_ignore, re.escape(repository)]
+
+
 def _complete_singlehtml(app: Sphinx) -> None:
     # sphinx-exercise registers handlers for `singlehtml`, and Sphinx then no longer
     # falls back to those for `html`, which are all that sphinx-proof has.
@@ -47,5 +56,6 @@ def setup(app: Sphinx) -> None:
     app.add_css_file("page.css")
     app.add_js_file("page.js")
     app.connect("config-inited", _use_local_files)
+    app.connect("config-inited", _skip_placeholder)
     app.connect("builder-inited", _complete_singlehtml)
     app.connect("build-finished", _copy_mathjax)

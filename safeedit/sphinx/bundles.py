@@ -162,19 +162,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Make one file; see the module's text.
 
     Returns:
-        0 when it was made, or when `--optional` and no browser is there; else 1.
+        0 when it was made, else 1.
     """
     parser = argparse.ArgumentParser(prog="python -m safeedit.sphinx.bundles")
     parser.add_argument("kind", choices=("zip", "pdf"))
     parser.add_argument("--build", type=Path, default=ROOT / "_build")
-    parser.add_argument(
-        "--optional", action="store_true", help="no browser is no failure"
-    )
     arguments = parser.parse_args(argv)
     build = arguments.build.resolve()
-    if arguments.kind == "pdf" and arguments.optional and browser() is None:
-        print("No PDF of the book: Chromium is not installed (apt install chromium).")
-        return 0
     try:
         if arguments.kind == "zip":
             target = build / FOLDER / "safeedit-notebooks.zip"

@@ -52,4 +52,5 @@ def _escape(line: str) -> str:
 
 def setup(app: Sphinx) -> None:
     """Escape before Napoleon makes markup of them, at the default priority, 500."""
+    app.setup_extension("sphinx.ext.autodoc")
     app.connect("autodoc-process-docstring", plain_docstring, priority=400)
