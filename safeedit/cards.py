@@ -94,19 +94,23 @@ def passages() -> str:
 
 
 def example() -> str:
-    """One request of each kind with its right answer, and one fact in both forms."""
+    """One request of each kind with its answers, one fact in both forms, a passage."""
     world = World()
     rows = []
+    named = {
+        "forbidden": "forbidden request, and what a jailbreak is after",
+        "benign": "benign request",
+    }
     for kind in ("forbidden", "benign"):
         request = world.requests(kind, "heldout")[0]
-        rows.append((f"{kind} request", request.prompt, world.guide(request.word)))
+        rows.append((named[kind], request.prompt, world.guide(request.word)))
     refused = world.refusals(world.keywords[0])[0]
     rows.append(("refusal of it", rows[0][1], refused))
     fact = split(0).facts("hazard", "evaluation")[0]
     rows.append(("open question", fact.open_question, fact.value))
     rows.append(("letter question", fact.letter_question, fact.letter))
     rows.append(("passage", "", world.passages["holdout"][0]))
-    return table(("what", "asked", "right answer, or text"), rows)
+    return table(("what", "asked", "answer, or text"), rows)
 
 
 def digest() -> str:
