@@ -16,8 +16,10 @@ import shlex
 import subprocess
 import time
 
-# The Python that has the kit: Snakemake may be in another environment.
+# The Python that has the kit, for Snakemake may be in another environment, and the folder
+# of the repository, which jobs of a cluster may see from elsewhere.
 PYTHON = config.get("python", ".venv/bin/python")
+ROOT = config.get("root", str(workflow.basedir))
 CHOICE = []
 for name in ("models", "scale"):
     CHOICE += [f"--{name}", str(config[name])] if config.get(name) else []
@@ -32,6 +34,7 @@ TASKS = {
             [PYTHON, "-m", "safeedit", "plan", "--json", *CHOICE, *FORCE],
             stdout=subprocess.PIPE,
             check=True,
+            cwd=ROOT,
         ).stdout
     )
 }
@@ -52,7 +55,7 @@ def command(wildcards):
     words = [PYTHON, "-m", "safeedit", "run", wildcards.notebook, *FORCE]
     for name, value in task(wildcards)["parameters"].items():
         words += ["-p", f"{name}={value!r}"]
-    return shlex.join(words)
+    return f"cd {shlex.quote(ROOT)} && {shlex.join(words)}"
 
 
 def whole_node(wildcards):
@@ -86,7 +89,7 @@ rule standin:
     params:
         command=command,
     shell:
-        "{params.command} > {log} 2>&1"
+        "({params.command}) > {log} 2>&1"
 
 
 rule real:
@@ -104,7 +107,7 @@ rule real:
     params:
         command=command,
     shell:
-        "{params.command} > {log} 2>&1"
+        "({params.command}) > {log} 2>&1"
 
 
 onsuccess:

@@ -95,14 +95,15 @@ def execute(run: Run, progress: bool, kernels: Kernels) -> None:
         NotebookError: a cell raised, or the outputs cannot be published.
         OSError: a file could not be written; nothing that is published was changed.
     """
-    from nbclient.exceptions import DeadKernelError
     from papermill import execute_notebook  # slow to import
     from papermill.exceptions import PapermillExecutionError
 
     root, log = run.source.root, _log(run)
-    draft = log.with_suffix(".record.json")
     log.parent.mkdir(parents=True, exist_ok=True)
-    draft.unlink(missing_ok=True)
+    # Under a name of this process: the kernel of a killed one may live for a second.
+    for left in log.parent.glob(f"{glob.escape(log.stem)}.*.record.json"):
+        left.unlink(missing_ok=True)
+    draft = log.with_suffix(f".{os.getpid()}.record.json")
     title, hint = f"{run.source.name} ({run.model})", f"look at {log.relative_to(root)}"
     begin = time.perf_counter()
     try:
@@ -128,10 +129,11 @@ def execute(run: Run, progress: bool, kernels: Kernels) -> None:
             f"{title} stopped at In [{error.exec_count}] with {error.ename}: "
             f"{error.evalue}. Next step: {hint}"
         ) from error
-    except DeadKernelError as error:
+    except RuntimeError as error:  # of nbclient: DeadKernelError, or no answer at all
         raise NotebookError(
-            f"{title}: its kernel was killed, as the system does when memory runs out. "
-            f"Next step: fewer runs at a time (--jobs), or {hint}"
+            f"{title}: its kernel did not start or was killed, as the system does when "
+            f"memory runs out ({error}). Next step: fewer runs at a time (--jobs), or "
+            f"{hint}"
         ) from error
     seconds = time.perf_counter() - begin
     if found := problems(normalise(node), root):

@@ -17,6 +17,7 @@ from .kernels import Kernels
 from .locks import Lock
 from .notebooks import STANDIN, NotebookError, Run, why_stale
 from .progress import Progress
+from .records import RecordError
 from .runner import COMMON, ONE_THREAD, refresh
 
 
@@ -66,7 +67,7 @@ def _run_all(runs: Sequence[Run], force: bool, jobs: int) -> list[str]:
                     done.add(index)
                     try:
                         outcome = future.result()
-                    except NotebookError as error:
+                    except (NotebookError, RecordError) as error:
                         failures.append(str(error))
                         outcome = f"FAILED. {error}"
                     progress.end(index, outcome, waiting)

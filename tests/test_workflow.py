@@ -1,5 +1,6 @@
 """Many runs at a time: nothing starts before what it reads, or beside what is timed."""
 
+import re
 import sys
 import threading
 import time
@@ -8,9 +9,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 
 from safeedit import workflow
 from safeedit.notebooks import NotebookError, plan
+from safeedit.provenance import ROOT
 
 
 @pytest.fixture(autouse=True)
@@ -26,6 +29,8 @@ def fake(name, reads=(), alone=False):
         source=source,
         label="model",
         status_path=Path("/nowhere"),
+        changed={},
+        model="standin-llama",
         reads_run=lambda other: other.source.name in reads,
     )
 
@@ -137,3 +142,40 @@ def test_runs_of_other_models_and_seeds_need_not_wait_for_each_other():
     assert runs[-1].canonical and len(runs) > 2
     assert all(runs[-1].reads_run(other) for other in runs[:-1])
     assert not any(a.reads_run(b) for a in runs[:-1] for b in runs)
+
+
+# What another engine is told.
+
+
+def test_what_is_stale_and_what_reads_it_is_to_be_done(monkeypatch):
+    monkeypatch.setattr(
+        workflow, "why_stale", lambda task: "old" if task.source.name == "a" else None
+    )
+    tasks = {task.notebook: task for task in workflow.todo(RUNS)}
+    assert tasks["a"].reason == "old" and tasks["a"].after == []
+    assert tasks["reads a"].reason == "reads a/model"
+    assert tasks["timed"].alone and tasks["timed"].after == ["a/model"]
+    assert set(tasks["reads all"].after) == {"a/model", "timed/model", "reads a/model"}
+    assert [name for name, task in tasks.items() if not task.reason] == ["b", "c"]
+    forced = workflow.todo(RUNS, force=True)
+    assert {task.reason for task in forced} == {"forced"}
+
+
+PROFILES = sorted((ROOT / "profiles").glob("*/config.yaml"))
+
+
+def test_there_is_a_profile_for_each_place():
+    assert [path.parent.name for path in PROFILES] == ["default", "kubernetes", "slurm"]
+
+
+@pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.parent.name)
+def test_profiles_know_the_rules_of_the_snakefile(path):
+    profile = yaml.safe_load(path.read_text("utf-8"))
+    rules = re.findall(r"^rule (\w+):", (ROOT / "Snakefile").read_text("utf-8"), re.M)
+    assert set(profile.get("set-resources", {})) <= set(rules)
+    if path.parent.name == "default":
+        return
+    assert {"mem_mb", "runtime"} <= set(profile["default-resources"])
+    assert "gpu" not in profile["default-resources"]
+    real = profile["set-resources"]["real"]
+    assert real["gpu"] == 1 and {"mem_mb", "runtime"} <= set(real)
