@@ -1,7 +1,9 @@
 """The command line: help with an example, exit codes, errors without a traceback."""
 
+import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -116,3 +118,50 @@ def test_module_runs_as_a_program():
     )
     assert done.returncode == 0
     assert "doctor" in done.stdout
+
+
+# Another engine.
+
+
+def test_without_snakemake_the_error_says_how_to_get_it(root, capsys, monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda *_, **__: None)
+    assert call(root, "reproduce", "--engine", "snakemake") == 1
+    assert "pip install snakemake" in capsys.readouterr().err
+
+
+def test_a_profile_wants_its_engine_and_a_folder(root, capsys, monkeypatch):
+    assert call(root, "reproduce", "--profile", "profiles/slurm") == 1
+    assert "add --engine snakemake" in capsys.readouterr().err
+    monkeypatch.setattr("shutil.which", lambda *_, **__: "/bin/snakemake")
+    words = ["--engine", "snakemake", "--profile", str(root / "none")]
+    assert call(root, "reproduce", *words) == 1
+    assert "no config.yaml" in capsys.readouterr().err
+
+
+def test_snakemake_is_told_the_same_choice(root, monkeypatch):
+    seen = []
+    monkeypatch.setattr("shutil.which", lambda *_, **__: "/bin/snakemake")
+    monkeypatch.setattr(
+        "subprocess.run",
+        lambda command, env: seen.append(command) or SimpleNamespace(returncode=7),
+    )
+    (root / "profiles" / "mine").mkdir(parents=True)
+    (root / "profiles" / "mine" / "config.yaml").write_text("jobs: 1")
+    words = ["--engine", "snakemake", "--profile", str(root / "profiles" / "mine")]
+    words += ["--models", "a,b", "--scale", "gpu", "--seeds", "0", "1", "-n"]
+    assert call(root, "reproduce", *words) == 7
+    [command] = seen
+    assert {"models=a,b", "scale=gpu", "seeds=0 1", "--dry-run"} <= set(command)
+    assert command[command.index("--profile") + 1] == str(root / "profiles" / "mine")
+
+
+def test_plan_says_why(root, capsys):
+    assert call(root, "plan") == 0
+    out = capsys.readouterr().out
+    assert "90_demo (standin-llama): " in out and "1 of 1 runs to do" in out
+    assert call(root, "plan", "--json") == 0
+    [task] = json.loads(capsys.readouterr().out)
+    assert task["notebook"] == "90_demo" and "not there" in task["reason"]
+    assert call(root, "reproduce", "--dry-run") == 0
+    assert "1 of 1 runs to do" in capsys.readouterr().out
+    assert not (root / "runs").exists()

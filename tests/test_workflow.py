@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from safeedit import workflow
+from safeedit import progress, workflow
 from safeedit.notebooks import NotebookError, plan
 from safeedit.provenance import ROOT
 
@@ -179,3 +179,44 @@ def test_profiles_know_the_rules_of_the_snakefile(path):
     assert "gpu" not in profile["default-resources"]
     real = profile["set-resources"]["real"]
     assert real["gpu"] == 1 and {"mem_mb", "runtime"} <= set(real)
+
+
+# How far it is.
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Seconds that pass only when told to."""
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
+    return now
+
+
+def test_the_rest_counts_what_is_alone_one_after_the_other(clock, tmp_path):
+    known = fake("known")
+    known.status_path = tmp_path / "status.json"
+    known.status_path.write_text('{"seconds": 100}')
+    runs = [known, fake("new"), fake("timed", alone=True), fake("new")]
+    shown = progress.Progress(runs, jobs=2)
+    assert shown.left([0, 1, 2, 3]) == (100 + 60 + 60) / 2 + 60
+    shown.start(1)
+    clock[0] = 20.0
+    assert shown.left([0, 2, 3]) == (100 + 40 + 60) / 2 + 60
+    shown.end(1, "run", [0, 2, 3])  # 20 s: so the others will take that long
+    assert shown.left([0, 2, 3]) == (100 + 20) / 2 + 20
+    shown.start(0)
+    clock[0] = 500.0
+    assert shown.left([]) == 0  # late, but not less than nothing
+
+
+def test_lines_in_a_log_and_a_bar_in_a_terminal(clock, capsys, monkeypatch):
+    for terminal in (False, True):
+        monkeypatch.setattr(sys.stderr, "isatty", lambda terminal=terminal: terminal)
+        with progress.Progress([fake("a"), fake("b")], jobs=1) as shown:
+            shown.start(0)
+            clock[0] += 300.0
+            shown.end(0, "run", [1])
+        out, err = capsys.readouterr()
+        assert "[1/2] a (model): run, 300 s" in out
+        assert (", at most 5 min left" in (err if terminal else out)) is True
+        assert ("1/2" in err) is terminal
