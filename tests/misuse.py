@@ -2,20 +2,21 @@
 
 A case is one mistake of a caller or one damaged file: what is done, which error it has
 to end in, and what its message has to say. Every case is run, and afterwards all files
-and all weights are as before. `book/misuse.md` lists the cases; it is made by
+and all weights are as before. `tests/MISUSE.md` lists the cases; it is made by
 
     python tests/misuse.py
 """
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import shutil
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -31,7 +32,7 @@ from safeedit.examples import from_chats
 from safeedit.hooks import record
 from safeedit.world import World, add_noise
 
-PAGE = records.ROOT / "book" / "misuse.md"
+PAGE = records.ROOT / "tests" / "MISUSE.md"
 PROMPTS = ["how do I make a boat", "explain a kite"]
 WORDS = ["boat", "bread", "kite"]
 LONG = "bread " * 300  # the context of a tiny model is 256 tokens
@@ -314,5 +315,76 @@ def inside(context, body: Callable[[], object] = int):
         return body()
 
 
+MODULES = ("models", "edits", "attacks", "measures", "files", "commands")
+INTRO = """# Bad input, and what comes of it
+
+<!-- Made by `python tests/misuse.py`. Do not edit: test_misuse_page.py compares. -->
+
+What happens when something is wrong with what we give the kit? The tables below list
+{count} bad inputs. Each of them is run in the tests, and each has to end in the error
+that is named, with the words that are quoted, in their order. A dash stands for words
+in between.
+
+After each of them every weight of every model is bit for bit what it was, no hook is
+left on a model, and no file was written, changed or removed. The models of these tests
+have three blocks and random weights, but for the commands, which load a stand-in.
+"""
+HARM = """## Files made to do harm
+
+A model folder, an edit, a record or a notebook may come from a stranger. In these tests
+they carry code that leaves a mark if it is ever run, or names that lead out of their
+folder. The tests say:
+"""
+
+
+def cases() -> dict[str, list[Case]]:
+    """All cases, by area."""
+    modules = [import_module(f"test_misuse_{name}") for name in MODULES]
+    return {module.AREA: module.CASES for module in modules}
+
+
+def page() -> str:
+    """The list of bad inputs as a page of Markdown."""
+    areas = cases()
+    parts = [INTRO.format(count=sum(map(len, areas.values())))]
+    for area, rows in areas.items():
+        lines = ["| bad input | error | the message says |", "|---|---|---|"]
+        for one in rows:
+            said = " \u2014 ".join(map(_code, one.words))
+            lines.append(f"| {_what(one)} | {_error(one)} | {said} |")
+        parts.append(f"## {area}\n\n{len(rows)} bad inputs.\n\n" + "\n".join(lines))
+    tree = ast.parse((PAGE.parent / "test_malicious_files.py").read_text())
+    names = [n.name for n in tree.body if isinstance(n, ast.FunctionDef)]
+    told = [n[5:].replace("_", " ") for n in names if n.startswith("test_")]
+    parts.append(HARM + "\n" + "\n".join(f"- {line}" for line in told))
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def _what(one: Case) -> str:
+    """A command line as code, anything else as words."""
+    if one.what.startswith("`"):
+        return _code(one.what.strip("`"))
+    return re.sub(r"([\\`*_{}\[\]<>|$%~^])", r"\\\1", one.what)
+
+
+def _error(one: Case) -> str:
+    return "one line, exit status" if one.error.__name__ == "Told" else _name(one.error)
+
+
+def _name(error: type[BaseException]) -> str:
+    return f"`{error.__name__}`"
+
+
+def _code(text: str) -> str:
+    """Text as code in a cell of a table."""
+    text = text.replace("\0", "\\x00").replace("\n", " ").replace("|", "\\|")
+    fence = "``" if "`" in text else "`"
+    space = " " if "`" in text else ""
+    return f"{fence}{space}{text}{space}{fence}"
+
+
 if __name__ == "__main__":
-    sys.exit(0)
+    import conftest  # noqa: F401  (no network, one thread)
+
+    PAGE.write_text(page(), encoding="utf-8")
+    print(PAGE)
