@@ -382,6 +382,7 @@ def test_what_is_new_is_marked(before, after, pieces):
 # A budget
 
 
+@pytest.mark.filterwarnings("ignore:PCR changes nothing")
 def test_budget_frames_are_what_the_edited_model_says(chat):
     asked = (
         Question("kite", "tell me how to make a kite"),
