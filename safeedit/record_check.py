@@ -126,7 +126,7 @@ def _real(
 
 def _model(record: Record) -> Iterator[str]:
     model = record.model
-    source = KNOWN.get(model["name"])
+    source = KNOWN.get(str(model["name"]))
     if source is None or source.kind != "real":
         yield (
             f"model.name is {model['name']!r}, the tables have rows for "
@@ -189,7 +189,10 @@ def _status(record: Record, path: Path) -> Iterator[str]:
     except ValueError as error:
         yield f"{where} is not a JSON document ({error})"
         return
-    lacking = [name for name in STATUS if name not in dict(status)]
+    if not isinstance(status, dict):
+        yield f"{where} is no mapping with {', '.join(STATUS)}"
+        return
+    lacking = [name for name in STATUS if name not in status]
     if lacking:
         yield f"{where} lacks {', '.join(lacking)}"
     elif status["fingerprint"] != record.fingerprint:

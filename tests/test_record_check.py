@@ -176,6 +176,7 @@ BROKEN = {
     "other revision": (model(revision="b" * 40), "model.revision is 'bbbb"),
     "other id": (model(id="me/gemma-2b-it"), "model.id is 'me/gemma-2b-it'"),
     "unknown model": (model(name="gpt-2"), "model.name is 'gpt-2', the tables have"),
+    "model a list": (model(name=[1]), r"model.name is \[1\], the tables have"),
     "other model_name": (
         inside("parameters", model_name="llama-3.1-8b-instruct"),
         "parameters.model_name is 'llama-3.1-8b-instruct', not 'gemma-2b-it'",
@@ -241,6 +242,8 @@ def test_status_is_asked_for(good, tmp_path):
     said = json.loads(status.read_text())
     status.write_text(json.dumps(said | {"fingerprint": "b" * 64}))
     assert "is of another run" in problems(tmp_path)[0]
+    status.write_text("[[1]]")
+    assert "is no mapping with notebook" in problems(tmp_path)[0]
     status.write_text("{}")
     assert "lacks notebook, model" in problems(tmp_path)[0]
     status.unlink()
