@@ -76,6 +76,7 @@ def test_a_failure_does_not_stop_the_others(root, capsys, monkeypatch):
         return "run"
 
     monkeypatch.setattr(workflow, "refresh", refresh)
+    monkeypatch.setattr(workflow.Kernels, "prepare", lambda self: None)
     assert call(root, "notebooks") == 1
     assert seen == ["90_demo", "95_more"]
     assert "broken" in capsys.readouterr().err
