@@ -15,4 +15,5 @@ def test_there_are_enough_cases_and_none_is_there_twice():
     twice = [what for what, n in Counter(one.what for one in every).items() if n > 1]
     assert twice == []
     # An error that says nothing in particular would pass any test.
-    assert all(one.words and min(map(len, one.words)) > 3 for one in every)
+    assert all(one.words and max(map(len, one.words)) > 3 for one in every)
+    assert all(part for one in every for part in one.words)
