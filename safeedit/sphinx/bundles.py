@@ -150,7 +150,10 @@ def _call(words: Sequence[str], folder: Path) -> None:
     """Run a program and show what it said only if it failed."""
     done = subprocess.run(words, cwd=folder, capture_output=True, text=True)
     if done.returncode:
-        said = (done.stdout + done.stderr).strip().splitlines()[-15:]
+        # Jupyter Book ends with a box that says "look above": the cause is further up.
+        lines = [line for line in (done.stdout + done.stderr).splitlines() if line]
+        causes = [line for line in lines if re.search(r"(Error|Exception)\b", line)]
+        said = list(dict.fromkeys([*causes, *lines[-10:]]))
         raise BundleError(
             f"{Path(words[0]).name} ended with status {done.returncode}:\n"
             + "\n".join(said)

@@ -14,6 +14,7 @@ figure for `{numref}`.
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from docutils import nodes
@@ -93,8 +94,10 @@ class CaptionOutputs(SphinxTransform):
         figure += caption
         place.insert(index, figure)
         kind = "table" if isinstance(figure, output_table) else "figure"
-        count = len([i for i in self.document.ids if i.startswith(f"{kind}-")]) + 1
-        figure["ids"] = [f"{kind}-{count}"]
+        # The page's name keeps ids apart where the whole book is one page.
+        stem = nodes.make_id(f"{kind}-{Path(self.env.docname).name}")
+        count = sum(name.startswith(f"{stem}-") for name in self.document.ids) + 1
+        figure["ids"] = [f"{stem}-{count}"]
         self.document.ids[figure["ids"][0]] = figure
         return figure
 
