@@ -8,6 +8,8 @@ one, so the frontier is a cautious picture and not an estimate.
 
 from __future__ import annotations
 
+from typing import Any
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -102,13 +104,13 @@ def draw(points: pd.DataFrame) -> Figure:
         )
         ax.set_yticks(np.arange(0, 1.01, 0.25))
     axes[0, 0].set_ylabel("recovery, worst attack")
-    handles = {}
+    handles: dict[str, Any] = {}
     for ax in axes.flat:
         found = zip(*ax.get_legend_handles_labels(), strict=True)
         handles |= {label: handle for handle, label in found}
     figure.legend(
-        handles.values(),
-        handles.keys(),
+        list(handles.values()),
+        list(handles),
         loc="upper center",
         ncols=6,
         fontsize="small",
