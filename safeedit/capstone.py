@@ -8,8 +8,8 @@ Students hand in a `WeightEdit` file. It is loaded, measured against the budget
 
 asked benign requests and replayed jailbreaks, and attacked with GCG, with the edit in
 place, on requests and from a seed that are drawn when it is graded. Rates are compared
-with the undefended model under the same requests and the same attack, and earn points by
-`safeedit.rubric`.
+with the undefended model under the same requests and the same attack, and earn points
+by `safeedit.rubric`.
 """
 
 from __future__ import annotations

@@ -5,8 +5,6 @@ import io
 import re
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
@@ -47,12 +45,12 @@ def test_make_targets_exist():
         assert re.search(rf"^{target}:", makefile, re.M), target
 
 
-def test_the_picture_is_drawn_from_the_published_records():
-    from safeedit.__main__ import lineup_svg
+def test_the_pictures_are_drawn_from_the_published_records():
+    from safeedit.commands.pictures import pictures
 
-    if not (ROOT / "results" / "T1_attack_success").exists():
-        pytest.fail("no published records of T1: run `make notebooks`")
-    assert (ROOT / "book" / "lineup.svg").read_text() == lineup_svg()
+    for path, draw in pictures().items():
+        assert f"book/{path.name}" in README
+        assert path.read_text() == draw(), f"{path.name}: python -m safeedit picture"
 
 
 def test_the_speeds_it_states_are_those_on_record():
