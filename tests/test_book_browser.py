@@ -29,6 +29,11 @@ PHONE = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
 # Opens what is folded away, so that it is judged too. Colours of code go by class, so
 # one token of each is enough; the drawing inside a formula is one for axe.
 PREPARE = """
+// Colours are measured as they are in the end, not while a box opens.
+const still = document.createElement("style");
+still.textContent = "*, ::before, ::after " +
+  "{animation: none !important; transition: none !important}";
+document.head.append(still);
 document.querySelectorAll("details").forEach(d => d.open = true);
 const seen = new Set();
 document.querySelectorAll(".highlight span[class]").forEach(token => {

@@ -199,12 +199,10 @@ def alt_text(caption: nodes.Element) -> str:
 
 
 def _words(caption: nodes.Element) -> Iterator[str]:
-    """The text of a caption; a reference to an equation is that, and no label."""
+    """The text of a caption; a reference to an equation is left out, with its label."""
     text = ""
     for child in caption.children:
-        if isinstance(child, pending_xref) and child.get("reftype") == "eq":
-            text += "the equation"
-        else:
+        if not (isinstance(child, pending_xref) and child.get("reftype") == "eq"):
             text += child.astext()
     yield from text.split()
 
