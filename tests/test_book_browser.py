@@ -5,8 +5,8 @@ Needs `make book` first, and Chromium with its driver (see tests/QUARANTINE.md).
 """
 
 import json
-import time
 import shutil
+import time
 
 import pytest
 from built_book import BUILT, HTML, ROOT, served
