@@ -32,6 +32,16 @@ MENDED = (
 )
 
 
+# Sphinx: the parameters of a long signature, each on a line, as a list without terms
+PARAMETERS = re.compile(r"<dl>\s*((?:<dd>.*?</dd>\s*)+)</dl>", re.DOTALL)
+
+
+def _lines(found: re.Match) -> str:
+    """The parameters as lines of the signature that they lie in."""
+    lines = found[1].replace("<dd>", '<span class="sig-line">')
+    return lines.replace("</dd>", "</span>")
+
+
 def mend_markup(
     app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any
 ) -> None:
@@ -39,6 +49,7 @@ def mend_markup(
     if context.get("body"):
         for pattern, text in MENDED:
             context["body"] = pattern.sub(text, context["body"])
+        context["body"] = PARAMETERS.sub(_lines, context["body"])
 
 
 def unbroken_intervals(
