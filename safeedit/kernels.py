@@ -125,6 +125,8 @@ def _provisioner(kernels: Kernels, fork: bool) -> type:
             else:
                 await super().launch_kernel(cmd, **words)
             kernels._running.add(self.process)
+            if kernels._stopped:  # while it started: `stop` has not seen it
+                self.process.kill()
             return self.connection_info
 
         async def wait(self) -> int | None:

@@ -321,6 +321,14 @@ def test_ctrl_c_ends_the_kernels(tmp_path):
         assert os.waitpid(pid, os.WNOHANG) == (0, 0), "it ended before"
         time.sleep(0.05)
     os.kill(pid, signal.SIGINT)
-    _, status = os.waitpid(pid, 0)
+    ended, status = os.waitpid(pid, os.WNOHANG)
+    deadline = time.monotonic() + 120
+    while not ended and time.monotonic() < deadline:
+        time.sleep(0.1)
+        ended, status = os.waitpid(pid, os.WNOHANG)
+    if not ended:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    assert ended, "a kernel was left, and the workflow waits for it"
     assert os.waitstatus_to_exitcode(status) == 2
     assert not published(root) or not any("results" in n for n in published(root))
