@@ -21,7 +21,7 @@ import time
 PYTHON = config.get("python", ".venv/bin/python")
 ROOT = config.get("root", str(workflow.basedir))
 CHOICE = []
-for name in ("models", "scale"):
+for name in ("notebooks", "models", "scale"):
     CHOICE += [f"--{name}", str(config[name])] if config.get(name) else []
 if config.get("seeds") is not None:
     CHOICE += ["--seeds", *str(config["seeds"]).split()]

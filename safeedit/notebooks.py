@@ -214,6 +214,11 @@ class Run:
         return "scale" not in self.changed or (real and self.changed["scale"] == "gpu")
 
     @property
+    def alone(self) -> bool:
+        """Whether it has the machine to itself, since it measures seconds to publish."""
+        return self.source.alone and self.parameters.get("scale") != "smoke"
+
+    @property
     def label(self) -> str:
         """A file name: the model, the seed unless 0, and an experiment's changes."""
         shown = {"seed"} if self.published else set(self.changed) - {"model_name"}
@@ -347,6 +352,7 @@ def plan(
     scale: str | None = None,
     root: Path = ROOT,
     seeds: Sequence[int] | None = None,
+    notebooks: Sequence[str] | None = None,
 ) -> list[Run]:
     """The runs that make the book, in an order in which each finds what it reads.
 
@@ -356,14 +362,18 @@ def plan(
         scale: "smoke", "cpu" or "gpu", for notebooks with that parameter.
         root: the repository.
         seeds: run those notebooks for these seeds; default: their headers' seeds.
+        notebooks: names of notebooks, or how the names begin; default: all.
     """
     if models is not None and not (models and all(name.strip() for name in models)):
         raise NotebookError(
             f"models are {list(models)}; give names such as standin-llama, with commas "
             "between them"
         )
+    sources = find_sources(root)
+    if notebooks is not None:
+        sources = _named(sources, notebooks)
     runs = []
-    for source in find_sources(root):
+    for source in sources:
         known = source.parameters
         settings = {"scale": scale} if scale and "scale" in known else {}
         compared = source.header.get("models", [])
@@ -387,6 +397,17 @@ def plan(
         # The canonical run last: it may show the records of the other models.
         runs += sorted(mine, key=lambda run: run.canonical)
     return runs
+
+
+def _named(sources: Sequence[Source], wanted: Sequence[str]) -> list[Source]:
+    """The notebooks whose names begin so, in the order of the plan."""
+    for start in wanted:
+        if not any(start and source.name.startswith(start) for source in sources):
+            raise NotebookError(
+                f"notebooks: no name begins with {start!r}; there are "
+                f"{', '.join(source.name for source in sources)}"
+            )
+    return [s for s in sources if s.name.startswith(tuple(wanted))]
 
 
 def why_stale(run: Run) -> str | None:

@@ -78,7 +78,7 @@ class Progress:
         for index in [*waiting, *self.began]:
             gone = now - self.began[index] if index in self.began else 0.0
             seconds = max(self._likely(self.runs[index]) - gone, 0.0)
-            if self.runs[index].source.alone:
+            if self.runs[index].alone:
                 alone += seconds
             else:
                 shared += seconds

@@ -120,7 +120,7 @@ def execute(run: Run, progress: bool, kernels: Kernels) -> None:
                 _environment(run, draft),
                 str(run.source.path.parents[1]),  # as in Jupyter
                 # Published seconds are those of a process that shares nothing.
-                fresh=(run.source.alone and run.published)
+                fresh=(run.alone and run.published)
                 or not STANDIN.match(run.model),
             ),
         )

@@ -89,12 +89,12 @@ def _ready(
     chosen: list[int] = []
     for index in waiting:
         beside = [*running, *chosen]
-        if len(beside) >= jobs or any(runs[i].source.alone for i in beside):
+        if len(beside) >= jobs or any(runs[i].alone for i in beside):
             break
         needs = [i for i in range(index) if runs[index].reads_run(runs[i])]
         if not done.issuperset(needs):
             continue
-        if runs[index].source.alone and beside:
+        if runs[index].alone and beside:
             break  # wait for the machine, and let no later one take it
         chosen.append(index)
     return chosen
@@ -140,7 +140,7 @@ def todo(runs: Sequence[Run], force: bool = False) -> list[Task]:
                 dict(run.changed),
                 reason,
                 before,
-                run.source.alone,
+                run.alone,
                 not STANDIN.match(run.model),
             )
         )

@@ -27,6 +27,7 @@ def fake(name, reads=(), alone=False):
     source = Source(name, alone)
     return SimpleNamespace(
         source=source,
+        alone=alone,
         label="model",
         status_path=Path("/nowhere"),
         changed={},
@@ -142,6 +143,25 @@ def test_runs_of_other_models_and_seeds_need_not_wait_for_each_other():
     assert runs[-1].canonical and len(runs) > 2
     assert all(runs[-1].reads_run(other) for other in runs[:-1])
     assert not any(a.reads_run(b) for a in runs[:-1] for b in runs)
+
+
+def test_some_notebooks_are_chosen_by_how_their_names_begin():
+    names = {run.source.name for run in plan(notebooks=["T4", "F"])}
+    assert {name[:2] for name in names} == {"T4", "F1", "F2", "F3", "F4"}
+    every = plan()
+    assert plan(notebooks=["0"]) == [r for r in every if r.source.name[0] == "0"]
+    with pytest.raises(NotebookError, match="begins with 'T9'; there are 00_setup"):
+        plan(notebooks=["T1", "T9"])
+
+
+def test_seconds_of_a_smoke_run_are_nobodys():
+    """It need not have the machine to itself."""
+    for scale, alone in ((None, True), ("smoke", False)):
+        runs = plan(["standin-llama"], scale, notebooks=["T4", "F1"], seeds=[0])
+        assert {run.source.name: run.alone for run in runs} == {
+            "F1_layers": False,
+            "T4_time": alone,
+        }
 
 
 # What another engine is told.

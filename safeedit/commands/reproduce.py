@@ -16,7 +16,12 @@ if TYPE_CHECKING:  # slow to import, and `--help` can do without
 
 
 def choice(sub: argparse.ArgumentParser) -> None:
-    """Options that say which runs: models, scale, seeds."""
+    """Options that say which runs: notebooks, models, scale, seeds."""
+    sub.add_argument(
+        "--notebooks",
+        help="names separated by commas, or how the names begin, such as T1,F; "
+        "default: all",
+    )
     sub.add_argument(
         "--models",
         help="names separated by commas; default: the stand-ins that the notebooks "
@@ -113,8 +118,9 @@ def show(arguments: argparse.Namespace) -> int:
 def _runs(arguments: argparse.Namespace) -> "list[Run]":
     from ..notebooks import plan
 
-    names = arguments.models.split(",") if arguments.models else None
-    return plan(names, arguments.scale, arguments.root, arguments.seeds)
+    models = arguments.models.split(",") if arguments.models else None
+    some = arguments.notebooks.split(",") if arguments.notebooks else None
+    return plan(models, arguments.scale, arguments.root, arguments.seeds, some)
 
 
 def _snakemake(arguments: argparse.Namespace) -> int:
@@ -142,6 +148,7 @@ def _snakemake(arguments: argparse.Namespace) -> int:
         command += ["--cores", str(arguments.jobs)]
     command += ["--dry-run"] if arguments.dry_run else []
     settings = {"python": sys.executable, "force": arguments.force}
+    settings |= {"notebooks": arguments.notebooks} if arguments.notebooks else {}
     settings |= {"models": arguments.models} if arguments.models else {}
     settings |= {"scale": arguments.scale} if arguments.scale else {}
     if arguments.seeds is not None:
