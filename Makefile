@@ -4,7 +4,7 @@ PYTHON ?= python3
 # How pip is to find torch, for example on Linux without an NVIDIA GPU:
 #   make book TORCH_ARGS="--index-url https://download.pytorch.org/whl/cpu"
 TORCH_ARGS ?=
-# Notebooks that run at the same time, one core and 1 GB each
+# Notebooks or tests that run at the same time, one core and 1 GB each
 JOBS ?= 2
 V := .venv
 B := $(V)/bin
@@ -23,7 +23,7 @@ book: $(V)/.stamp  ## run what is stale, compare with the published records, bui
 	@echo "The book is in _build/html/index.html"
 
 test: $(V)/.stamp  ## the tests, then the list of stale outputs (which fails nothing)
-	$(B)/python -m pytest -q
+	$(B)/python -m pytest -q -n $(JOBS) --dist worksteal
 	@$(B)/python -m safeedit fresh || echo "'make book' renews what is listed above."
 
 fresh: $(V)/.stamp  ## list stale committed outputs; fails when there are any

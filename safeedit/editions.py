@@ -97,6 +97,57 @@ def student_edition(node: NotebookNode) -> NotebookNode:
     return student
 
 
+INSTALL = """\
+# On Colab or another machine without the kit: fetch and install it, some minutes.
+import importlib.util
+if importlib.util.find_spec("safeedit") is None:
+    import os
+    import subprocess
+    import sys
+    kit = os.path.abspath("safeedit-kit")
+    for step in (["git", "clone", "-q", "--depth", "1", "-b", "{branch}",
+                  "{url}", kit],
+                 [sys.executable, "-m", "pip", "install", "-q", "-e", kit]):
+        subprocess.run(step, check=True)
+    sys.path.insert(0, kit)  # this Python started before the kit was there
+"""
+
+
+def install_cell(root: Path) -> str | None:
+    """Source of a cell that installs the kit where it is missing.
+
+    In the sources, which nobody runs without the kit, the cell only says so: the
+    repository's address is no input of a run, and a move makes no output stale.
+
+    Args:
+        root: the repository; `repository` in its `_config.yml` is the address.
+
+    Returns:
+        None where there is no address.
+    """
+    import yaml
+
+    path = root / "_config.yml"
+    if not path.is_file():
+        return None
+    found = yaml.safe_load(path.read_text("utf-8")).get("repository")
+    return INSTALL.format(**found).rstrip("\n") if found else None
+
+
+def with_install(node: NotebookNode, source: str | None) -> NotebookNode:
+    """The notebook with that source in its install cell, the one tagged `remove-cell`.
+
+    Args:
+        node: a notebook; it is not changed.
+        source: as `install_cell` gives it; None: as it is.
+    """
+    node = nbformat.from_dict(node)
+    for cell in node.cells if source else ():
+        if cell.cell_type == "code" and "remove-cell" in tags(cell):
+            cell.source = source
+    return node
+
+
 def problems(node: NotebookNode, root: Path) -> list[str]:
     """What keeps an executed notebook from being published, in words.
 

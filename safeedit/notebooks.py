@@ -40,7 +40,7 @@ import nbformat
 from nbformat import NotebookNode
 
 from . import fingerprints
-from .editions import problems, tags
+from .editions import install_cell, problems, tags, with_install
 from .provenance import ROOT
 from .records import RecordError, read
 
@@ -109,9 +109,9 @@ class Source:
 
     @property
     def text_digest(self) -> str:
-        """Hash of all cells with prose, comments and tags."""
-        cells = [[c.cell_type, c.source, tags(c)] for c in self.node.cells]
-        return fingerprints.digest(cells)
+        """Hash of all cells with prose, comments and tags, as the editions have them."""
+        node = with_install(self.node, install_cell(self.root))
+        return fingerprints.digest([[c.cell_type, c.source, tags(c)] for c in node.cells])
 
 
 def find_sources(root: Path = ROOT) -> list[Source]:
@@ -452,7 +452,7 @@ def stale(root: Path = ROOT) -> list[str]:
         reason = why_stale(run)
         if reason:
             reason = "prose or comments changed" if reason == "text" else reason
-            lines.append(f"{run.source.name} ({run.model}): {reason}")
+            lines.append(f"{run.source.name} ({run.label}): {reason}")
     names = {run.source.name for run in runs}
     for folder in (root / "notebooks", root / "notebooks" / "solutions"):
         for path in sorted(folder.glob("*.ipynb")):

@@ -19,7 +19,13 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
-from .editions import normalise, problems, student_edition
+from .editions import (
+    install_cell,
+    normalise,
+    problems,
+    student_edition,
+    with_install,
+)
 from .kernels import Kernels
 from .locks import Lock
 from .notebooks import STANDIN, NotebookError, Run, why_stale
@@ -207,6 +213,7 @@ def _editions(run: Run, node: NotebookNode, has_record: bool) -> dict[Path, str]
     texts = {}
     for edition, path in run.editions.items():
         shown = student_edition(node) if edition == "student" else node
+        shown = with_install(shown, install_cell(root))
         texts[path] = nbformat.writes(shown, version=4, indent=1) + "\n"
     return texts
 

@@ -142,8 +142,8 @@ def test_hours_of_a_part_are_the_sum_of_its_lines(part):
 
 
 def test_parts_with_chapters_begin_with_an_introduction_and_end_with_a_quiz():
-    for part in PARTS:
-        if len(part.chapters) > 1:
+    for part in PARTS[1:]:  # the start has none
+        if part.chapters:
             assert part.pages[0].name.startswith("part-"), part.caption
             assert part.pages[-1].name.startswith("quiz-"), part.caption
             assert "Before you start" in part.pages[0].headings.values()

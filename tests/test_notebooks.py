@@ -12,6 +12,7 @@ import nbformat
 import pytest
 
 from safeedit import editions, fingerprints, notebooks, records, runner
+from safeedit.provenance import ROOT
 
 DEMO = """---
 kernelspec:
@@ -267,6 +268,42 @@ def test_editions_have_the_cells_of_the_source(done):
     counts = [c.execution_count for c in student.cells if c.cell_type == "code"]
     assert counts == list(range(1, len(counts) + 1))
     assert "'shown'" in str(student.cells[2].outputs)
+
+
+def test_both_editions_can_fetch_the_kit_from_where_the_repository_is(
+    tmp_path, monkeypatch
+):
+    """Their install cell is run, as on a machine without the kit and with it."""
+    assert editions.install_cell(tmp_path) is None  # no address: the cell stays
+    address = "repository: {url: 'https://host/it', branch: next}\n"
+    (tmp_path / "_config.yml").write_text(address)
+    text = editions.install_cell(tmp_path)
+    new = nbformat.v4
+    cells = [
+        new.new_code_cell("old", metadata={"tags": ["remove-cell"]}),
+        new.new_code_cell("kept"),
+    ]
+    node = new.new_notebook(cells=cells)
+    sources = [c.source for c in editions.with_install(node, text).cells]
+    assert sources == [text, "kept"] and node.cells[0].source == "old"
+    steps = []
+    monkeypatch.setattr(subprocess, "run", lambda step, check: steps.append(step))
+    monkeypatch.setattr(sys, "path", ["here"])
+    exec(text, {})  # there it is
+    assert not steps and sys.path == ["here"]
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    exec(text, {})
+    kit = os.path.abspath("safeedit-kit")
+    assert steps[0][-4:] == ["-b", "next", "https://host/it", kit]
+    assert steps[1][1:4] == ["-m", "pip", "install"] and steps[1][-1] == kit
+    assert sys.path == [kit, "here"]
+
+
+@pytest.mark.parametrize("folder", ["notebooks", "notebooks/solutions"])
+def test_published_notebooks_fetch_the_kit(folder):
+    for path in (ROOT / folder).glob("*.ipynb"):
+        found = [cell.source for cell in nbformat.read(path, 4).cells]
+        assert editions.install_cell(ROOT) in found, path.name
 
 
 def test_checks_say_nothing_in_the_student_edition():
