@@ -34,8 +34,18 @@ PRINT_STYLE = """
 @page { size: A4; margin: 18mm 15mm; @bottom-center { content: counter(page); } }
 body { font-size: 10.5pt; }
 .headerlink, .toggle-button, details.hide { display: none !important; }
-figure, table.dataframe tr, pre { break-inside: avoid; }
+figure, tr, pre { break-inside: avoid; }
+figure:has(table) { break-inside: auto; } /* between rows */
 h1, h2, h3 { break-after: avoid; }
+/* Paper does not scroll: code wraps, and wide tables shrink. */
+pre { white-space: pre-wrap !important; overflow-wrap: anywhere; }
+pre, .highlight, .output, .pst-scrollable-table-container, .cell_output {
+  overflow: visible !important;
+}
+.bd-article div.cell_output table.dataframe { font-size: 7pt; width: 100%; }
+.bd-article div.cell_output table.dataframe :is(td, th) {
+  overflow-wrap: anywhere; padding: 1pt 2pt; white-space: normal;
+}
 </style>
 """
 STAMP = (1980, 1, 1, 0, 0, 0)  # equal notebooks give an equal file
