@@ -27,8 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return build.main(words[1:]) or 0
     arguments = _parser().parse_args(words)
-    from .notebooks import NotebookError
     from .records import RecordError
+    from .workflow.notebooks import NotebookError
 
     try:
         return arguments.command(arguments)
@@ -206,8 +206,8 @@ def doctor(arguments: argparse.Namespace) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run one notebook."""
-    from .notebooks import NotebookError, load_source, make_run
-    from .runner import refresh
+    from .workflow.notebooks import NotebookError, load_source, make_run
+    from .workflow.runner import refresh
 
     parameters: dict[str, Any] = {}
     for text in arguments.parameter:
@@ -239,14 +239,14 @@ def _literal(text: str) -> Any:
 def notebooks(arguments: argparse.Namespace) -> int:
     """Run what the book shows and is stale."""
     from .commands.reproduce import do
-    from .notebooks import plan
+    from .workflow.notebooks import plan
 
     return do(plan(root=arguments.root), arguments.force, arguments.jobs)
 
 
 def fresh(arguments: argparse.Namespace) -> int:
     """Print stale outputs, one a line; nothing when there are none."""
-    from .notebooks import stale
+    from .workflow.notebooks import stale
 
     lines = stale(arguments.root)
     for line in lines:

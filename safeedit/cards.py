@@ -1,7 +1,7 @@
 """The data card and the list of records that are still wanted, as Markdown.
 
 Every figure is counted from the world, the stand-ins' files or the records when the
-book is built; nothing here is typed. `safeedit.sphinx_cards` puts the texts into pages.
+book is built; nothing here is typed. `safeedit.sphinx.cards` puts the texts into pages.
 """
 
 from __future__ import annotations

@@ -22,12 +22,12 @@ from functools import cache
 from pathlib import Path
 
 from .hub import KNOWN
-from .notebooks import NotebookError, Run, find_sources, make_run
 from .provenance import ROOT
 from .record_rows import kind_problems, row_problems
 from .records import VERSIONED, Record, read
 from .schema import RecordError
 from .tables import NAMESAKES, REAL_MODELS
+from .workflow.notebooks import NotebookError, Run, find_sources, make_run
 
 LARGEST = 2_000_000  # bytes of a file; the largest published one has a tenth of it
 LONGEST = 60  # characters of a text in a row: a label, never an answer

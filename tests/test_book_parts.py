@@ -15,7 +15,7 @@ from safeedit.sphinx import bundles, figures, sharing
 SVG = "<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'></svg>"
 TABLE = "<table border='1' class='dataframe'><tr><th></th><th>rate</th></tr></table>"
 BOOK = """
-extensions = ["myst_nb", "safeedit.sphinxext"]
+extensions = ["myst_nb", "safeedit.sphinx"]
 project = "small book"
 html_theme = "basic"
 html_theme_options = {}

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 import safeedit
-from safeedit import capstone, rubric
+from safeedit.course import capstone, rubric
 from safeedit.edits import WeightEdit
 from safeedit.records import ROOT
 

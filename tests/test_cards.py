@@ -10,7 +10,7 @@ from docutils.parsers.rst import DirectiveError
 from safeedit import cards, records
 from safeedit.knowledge import split
 from safeedit.records import ROOT
-from safeedit.sphinx_cards import Card
+from safeedit.sphinx.cards import Card
 from safeedit.tables import REAL_MODELS
 from safeedit.world import World
 

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from safeedit import __main__ as cli
-from safeedit import notebooks, records, workflow
+from safeedit import records
+from safeedit.workflow import engine, notebooks
 
 COMMANDS = ("doctor", "run", "reproduce", "plan", "notebooks", "fresh", "compare")
 COMMANDS += ("check-records", "lm-eval-tasks", "release")
@@ -75,8 +76,8 @@ def test_a_failure_does_not_stop_the_others(root, capsys, monkeypatch):
             raise notebooks.NotebookError("broken")
         return "run"
 
-    monkeypatch.setattr(workflow, "refresh", refresh)
-    monkeypatch.setattr(workflow.Kernels, "prepare", lambda self: None)
+    monkeypatch.setattr(engine, "refresh", refresh)
+    monkeypatch.setattr(engine.Kernels, "prepare", lambda self: None)
     assert call(root, "notebooks") == 1
     assert seen == ["90_demo", "95_more"]
     assert "broken" in capsys.readouterr().err

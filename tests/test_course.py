@@ -6,7 +6,8 @@ import subprocess
 import pytest
 import yaml
 
-from safeedit import course, course_map, course_pages
+from safeedit.course import chapters as course
+from safeedit.course import idea_map, pages
 from safeedit.records import ROOT
 
 PARTS = course.read_parts(ROOT)
@@ -127,7 +128,7 @@ def test_minutes_are_those_of_the_boxes():
 
 @pytest.mark.parametrize("part", PARTS[:-1], ids=lambda part: part.caption)
 def test_hours_of_a_part_are_the_sum_of_its_lines(part):
-    text = course_pages.part_hours(PARTS, part.caption)
+    text = pages.part_hours(PARTS, part.caption)
     lines = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")]
 
     def minutes(cell):
@@ -178,7 +179,7 @@ def plans():
 
 
 def test_plans_are_one_day_and_four_weeks():
-    made = [course_pages.plan(plan, PAGES) for plan in plans()]
+    made = [pages.plan(plan, PAGES) for plan in plans()]
     assert len(made) == 5
     assert "Together 6 h 45 min of class" in made[0]
     assert all("Together 4 h of class and" in week for week in made[1:])
@@ -199,9 +200,9 @@ def test_plans_are_one_day_and_four_weeks():
 )
 def test_plan_that_does_not_hold_is_refused(change, words):
     entry = {"at": "9:00", "minutes": 60, "goal": "g", "exercises": ["02/1"]}
-    course_pages.plan([entry], PAGES)
+    pages.plan([entry], PAGES)
     with pytest.raises(course.CourseError, match=re.escape(words)):
-        course_pages.plan([entry | change], PAGES)
+        pages.plan([entry | change], PAGES)
 
 
 def test_ideas_are_found_in_every_form():
@@ -211,20 +212,20 @@ def test_ideas_are_found_in_every_form():
         ("static replay", "Static\nreplays"),
         ("logit lens", "The logit lens"),
     ]:
-        assert course_map.pattern(term).search(text), term
-    assert not course_map.pattern("PCR").search("pcr and PCRConfig")
-    assert not course_map.pattern("scope").search("microscopes")
+        assert idea_map.pattern(term).search(text), term
+    assert not idea_map.pattern("PCR").search("pcr and PCRConfig")
+    assert not idea_map.pattern("scope").search("microscopes")
 
 
 def test_every_term_of_the_glossary_is_used_and_they_are_in_order():
-    uses = course_map.idea_uses(CHAPTERS)
+    uses = idea_map.idea_uses(CHAPTERS)
     assert [idea[0] for idea, used in uses if not used] == []
-    first = [idea[0].lower() for idea in course_map.glossary()]
+    first = [idea[0].lower() for idea in idea_map.glossary()]
     assert first == sorted(first) and len(set(first)) == len(first)
 
 
 def test_every_acronym_of_the_chapters_is_in_the_glossary():
-    known = {term for idea in course_map.glossary() for term in idea}
+    known = {term for idea in idea_map.glossary() for term in idea}
     known |= {"GPU", "CPU", "GB", "MB", "ROC", "NAME"}  # everyday, or explained there
     known |= {"CVXPY", "SLSQP"}  # names of solvers, explained there
     missing = {}
@@ -243,7 +244,7 @@ def test_every_acronym_of_the_chapters_is_in_the_glossary():
 
 def test_map_knows_who_imports_what():
     """Against a search of the files by another tool."""
-    table = course_map.modules_table(CHAPTERS)
+    table = idea_map.modules_table(CHAPTERS)
     (line,) = [x for x in table.splitlines() if x.startswith("| `attacks.simplex` |")]
     found = subprocess.run(
         ["grep", "-l", "from safeedit.attacks.simplex import"]

@@ -13,7 +13,7 @@ import pytest
 import torch
 from tiny import tiny_chat
 
-from safeedit import explorers, sphinx_explorers
+from safeedit import explorers
 from safeedit.attacks import GCGConfig, gcg
 from safeedit.edits import PCRConfig, concept_vectors, pcr, project_out
 from safeedit.evaluation import Question
@@ -33,6 +33,7 @@ from safeedit.explorers.attack import changed
 from safeedit.explorers.frames import plain, readout, rich
 from safeedit.explorers.page import WIDGET
 from safeedit.metrics import token_nlls
+from safeedit.sphinx import explorers as sphinx_explorers
 
 NASTY = "<script>alert('x')</script> & \"quoted\" </table>"
 WORDS = ["bread", "boat", "kite"]

@@ -15,7 +15,6 @@ import pytest
 import torch
 from tiny import tiny_chat
 
-from safeedit import sphinx_explorers
 from safeedit.attacks import GCGConfig
 from safeedit.edits import project_out
 from safeedit.evaluation import Question
@@ -32,6 +31,7 @@ from safeedit.explorers import (
 from safeedit.explorers.frames import rich
 from safeedit.explorers.geometry import spare_direction
 from safeedit.records import ROOT
+from safeedit.sphinx import explorers as sphinx_explorers
 
 CHROMIUM = shutil.which("chromium")
 DRIVER = shutil.which("chromedriver")

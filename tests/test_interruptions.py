@@ -17,7 +17,8 @@ from contextlib import suppress
 import psutil
 import pytest
 
-from safeedit import kernels, locks, notebooks, records, runner, workflow
+from safeedit import records
+from safeedit.workflow import engine, kernels, locks, notebooks, runner
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs kill -9 and flock")
 
@@ -86,7 +87,7 @@ def unforked(shared):
 @pytest.fixture(autouse=True)
 def light(monkeypatch):
     """Kernels that cost little, and no question to git."""
-    monkeypatch.setattr(workflow, "Kernels", unforked)
+    monkeypatch.setattr(engine, "Kernels", unforked)
     monkeypatch.setattr(runner, "commit", lambda: "unknown")
 
 
@@ -102,7 +103,7 @@ def reproduce(root):
             os.dup2(nowhere.fileno(), 1)
             os.dup2(nowhere.fileno(), 2)
         try:
-            failed = workflow.run_all(notebooks.plan(root=root), jobs=2)
+            failed = engine.run_all(notebooks.plan(root=root), jobs=2)
         except BaseException:
             os._exit(2)
         os._exit(1 if failed else 0)
@@ -167,7 +168,7 @@ def test_kill_at_random_moments(tmp_path):
 
 @pytest.mark.parametrize("kind", [unforked, kernels.Kernels])
 def test_kernels_end_with_the_process_that_wanted_them(tmp_path, monkeypatch, kind):
-    monkeypatch.setattr(workflow, "Kernels", kind)
+    monkeypatch.setattr(engine, "Kernels", kind)
     root = write_sources(tmp_path)
     for path in (root / "notebooks" / "src").glob("*.md"):
         path.write_text(path.read_text().replace("sleep(0.2)", "sleep(600)"))
@@ -189,7 +190,7 @@ def test_kernels_end_with_the_process_that_wanted_them(tmp_path, monkeypatch, ki
 def done(tmp_path_factory):
     """A finished root."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(workflow, "Kernels", unforked)
+        patch.setattr(engine, "Kernels", unforked)
         patch.setattr(runner, "commit", lambda: "unknown")
         root = write_sources(tmp_path_factory.mktemp("done"))
         finish(root)
@@ -248,7 +249,7 @@ import sys, time
 sys.modules["safeedit"] = type(sys)("safeedit")  # without torch
 sys.modules["safeedit"].__path__ = [sys.argv[2]]
 from pathlib import Path
-from safeedit.locks import Lock
+from safeedit.workflow.locks import Lock
 with Lock(Path(sys.argv[1]), "the folder"):
     print("mine", flush=True)
     time.sleep(600)

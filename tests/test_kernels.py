@@ -8,9 +8,9 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from safeedit.kernels import Kernels
 from safeedit.provenance import ROOT
-from safeedit.runner import COMMON, ONE_THREAD
+from safeedit.workflow.kernels import Kernels
+from safeedit.workflow.runner import COMMON, ONE_THREAD
 
 # Tables look different when one of these does.
 PROBE = """

@@ -20,10 +20,11 @@ from misuse import Bench, a_record, files
 from safetensors.torch import load_file
 
 from safeedit import __main__ as cli
-from safeedit import cells, load, notebooks, records
+from safeedit import cells, load, records
 from safeedit.edits import WeightEdit
 from safeedit.edits.storage import FORMAT
 from safeedit.schema import RecordError
+from safeedit.workflow import notebooks
 
 RUNS_CODE = {  # modules and functions that make objects of what a file says
     "pickle", "dill", "joblib", "shelve", "marshal", "cloudpickle", "eval", "exec",

@@ -4,8 +4,8 @@ import pytest
 from misuse import INF, NAN, Bench, Case, case, check, says
 
 from safeedit import __main__ as cli
-from safeedit import notebooks
-from safeedit.notebooks import NotebookError
+from safeedit.workflow import notebooks
+from safeedit.workflow.notebooks import NotebookError
 
 AREA = "Commands and notebooks"
 M = "standin-gemma"

@@ -11,8 +11,9 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from safeedit import editions, fingerprints, notebooks, records, runner
+from safeedit import fingerprints, records
 from safeedit.provenance import ROOT
+from safeedit.workflow import editions, notebooks, runner
 
 DEMO = """---
 kernelspec:

@@ -6,8 +6,8 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from safeedit import slides, slides_page, slides_text
-from safeedit.course import CourseError, notebooks, read_parts
+from safeedit.course import slides, slides_page, slides_text
+from safeedit.course.chapters import CourseError, notebooks, read_parts
 from safeedit.records import ROOT
 
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="4" height="3"></svg>'

@@ -7,10 +7,10 @@ import zipfile
 import nbformat
 import pytest
 
-from safeedit.course import CourseError
-from safeedit.notebooks import find_sources
+from safeedit.course.chapters import CourseError
+from safeedit.course.student import FILES, make_edition
 from safeedit.records import ROOT
-from safeedit.student import FILES, make_edition
+from safeedit.workflow.notebooks import find_sources
 
 NAMES = ("00_setup", "03_regions", "T1_attack_success")  # the second reads the third
 

@@ -11,9 +11,9 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from safeedit import progress, workflow
-from safeedit.notebooks import NotebookError, plan
 from safeedit.provenance import ROOT
+from safeedit.workflow import engine, progress
+from safeedit.workflow.notebooks import NotebookError, plan
 
 
 @pytest.fixture(autouse=True)
@@ -80,8 +80,8 @@ class Journal:
 @pytest.fixture
 def journal(monkeypatch):
     made = Journal()
-    monkeypatch.setattr(workflow, "refresh", made)
-    monkeypatch.setattr(workflow, "why_stale", lambda task: None)
+    monkeypatch.setattr(engine, "refresh", made)
+    monkeypatch.setattr(engine, "why_stale", lambda task: None)
     return made
 
 
@@ -97,7 +97,7 @@ RUNS = [
 
 @pytest.mark.parametrize("jobs", [1, 2, 5])
 def test_order(journal, jobs):
-    assert workflow.run_all(RUNS, jobs=jobs) == []
+    assert engine.run_all(RUNS, jobs=jobs) == []
     assert sorted(n for w, n in journal.events if w == "end") == sorted(
         run.source.name for run in RUNS
     )
@@ -115,15 +115,15 @@ def test_order(journal, jobs):
 )
 def test_libraries_are_imported_only_to_execute(monkeypatch, reason, force, prepared):
     seen = []
-    monkeypatch.setattr(workflow, "why_stale", lambda task: reason)
-    monkeypatch.setattr(workflow, "refresh", lambda *words: "done")
-    monkeypatch.setattr(workflow.Kernels, "prepare", lambda self: seen.append(1))
-    workflow.run_all([fake("a")], force=force)
+    monkeypatch.setattr(engine, "why_stale", lambda task: reason)
+    monkeypatch.setattr(engine, "refresh", lambda *words: "done")
+    monkeypatch.setattr(engine.Kernels, "prepare", lambda self: seen.append(1))
+    engine.run_all([fake("a")], force=force)
     assert len(seen) == prepared
 
 
 def test_two_at_a_time_but_not_three(journal):
-    workflow.run_all([fake(str(i)) for i in range(6)], jobs=2)
+    engine.run_all([fake(str(i)) for i in range(6)], jobs=2)
     running = most = 0
     for what, _ in journal.events:
         running += 1 if what == "begin" else -1
@@ -133,7 +133,7 @@ def test_two_at_a_time_but_not_three(journal):
 
 def test_a_failure_is_told_and_the_rest_goes_on(journal, capsys):
     journal.broken = ("a",)
-    assert workflow.run_all(RUNS, jobs=2) == ["a broke"]
+    assert engine.run_all(RUNS, jobs=2) == ["a broke"]
     assert ("end", "reads all") in journal.events
     assert "FAILED. a broke" in capsys.readouterr().out
 
@@ -169,15 +169,15 @@ def test_seconds_of_a_smoke_run_are_nobodys():
 
 def test_what_is_stale_and_what_reads_it_is_to_be_done(monkeypatch):
     monkeypatch.setattr(
-        workflow, "why_stale", lambda task: "old" if task.source.name == "a" else None
+        engine, "why_stale", lambda task: "old" if task.source.name == "a" else None
     )
-    tasks = {task.notebook: task for task in workflow.todo(RUNS)}
+    tasks = {task.notebook: task for task in engine.todo(RUNS)}
     assert tasks["a"].reason == "old" and tasks["a"].after == []
     assert tasks["reads a"].reason == "reads a/model"
     assert tasks["timed"].alone and tasks["timed"].after == ["a/model"]
     assert set(tasks["reads all"].after) == {"a/model", "timed/model", "reads a/model"}
     assert [name for name, task in tasks.items() if not task.reason] == ["b", "c"]
-    forced = workflow.todo(RUNS, force=True)
+    forced = engine.todo(RUNS, force=True)
     assert {task.reason for task in forced} == {"forced"}
 
 

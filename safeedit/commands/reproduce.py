@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # slow to import, and `--help` can do without
-    from ..notebooks import Run
+    from ..workflow.notebooks import Run
 
 
 def choice(sub: argparse.ArgumentParser) -> None:
@@ -75,7 +75,7 @@ def count(text: str) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     """Do the runs; 1 when one failed."""
-    from ..notebooks import NotebookError
+    from ..workflow.notebooks import NotebookError
 
     if arguments.engine == "snakemake":
         return _snakemake(arguments)
@@ -91,7 +91,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def do(runs: "Sequence[Run]", force: bool, jobs: int) -> int:
     """Do runs and print what failed; 1 when something did."""
-    from ..workflow import run_all
+    from ..workflow.engine import run_all
 
     failures = run_all(runs, force, jobs)
     for failure in failures:
@@ -101,7 +101,7 @@ def do(runs: "Sequence[Run]", force: bool, jobs: int) -> int:
 
 def show(arguments: argparse.Namespace) -> int:
     """Print what `reproduce` would do."""
-    from ..workflow import todo
+    from ..workflow.engine import todo
 
     tasks = todo(_runs(arguments), arguments.force)
     if arguments.json:
@@ -116,7 +116,7 @@ def show(arguments: argparse.Namespace) -> int:
 
 
 def _runs(arguments: argparse.Namespace) -> "list[Run]":
-    from ..notebooks import plan
+    from ..workflow.notebooks import plan
 
     models = arguments.models.split(",") if arguments.models else None
     some = arguments.notebooks.split(",") if arguments.notebooks else None
@@ -125,7 +125,7 @@ def _runs(arguments: argparse.Namespace) -> "list[Run]":
 
 def _snakemake(arguments: argparse.Namespace) -> int:
     """The same through Snakemake, which may live in an environment of its own."""
-    from ..notebooks import NotebookError
+    from ..workflow.notebooks import NotebookError
 
     beside = str(Path(sys.executable).parent)
     program = shutil.which("snakemake", path=beside) or shutil.which("snakemake")

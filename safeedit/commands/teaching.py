@@ -33,7 +33,7 @@ def student_arguments(parser: argparse.ArgumentParser) -> None:
 
 def slides(given: argparse.Namespace) -> int:
     """Write decks and say where they are; 1 for a mistake."""
-    from ..slides_page import write_decks
+    from ..course.slides_page import write_decks
 
     def make() -> None:
         for path, number in write_decks(given.notebooks, given.out):
@@ -44,7 +44,7 @@ def slides(given: argparse.Namespace) -> int:
 
 def student(given: argparse.Namespace) -> int:
     """Write the student edition and say what is in it; 1 for a mistake."""
-    from ..student import make_edition
+    from ..course.student import make_edition
 
     def make() -> None:
         names = make_edition(given.out, given.solutions)

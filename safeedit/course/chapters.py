@@ -20,7 +20,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from .provenance import ROOT
+from ..provenance import ROOT
 
 WORDS_PER_MINUTE = 80
 MINUTES_PER_FORMULA = 1.0

@@ -13,11 +13,11 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
+from ..records import RecordError
 from .kernels import Kernels
 from .locks import Lock
 from .notebooks import STANDIN, NotebookError, Run, why_stale
 from .progress import Progress
-from .records import RecordError
 from .runner import COMMON, ONE_THREAD, refresh
 
 

@@ -12,9 +12,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from .course import Chapter
-from .course_pages import table
-from .provenance import ROOT
+from ..provenance import ROOT
+from .chapters import Chapter
+from .pages import table
 
 
 def glossary(root: Path = ROOT) -> list[tuple[str, ...]]:

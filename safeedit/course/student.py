@@ -20,11 +20,11 @@ from pathlib import Path
 
 import nbformat
 
-from .course import CourseError
-from .editions import tags
-from .edits.storage import check_new
-from .notebooks import find_sources
-from .provenance import ROOT
+from ..edits.storage import check_new
+from ..provenance import ROOT
+from ..workflow.editions import tags
+from ..workflow.notebooks import find_sources
+from .chapters import CourseError
 
 FILES = ("pyproject.toml", "constraints.txt", "LICENSE", "LICENSE-text")
 SKIPPED = ("__pycache__", "*.pyc", ".*")

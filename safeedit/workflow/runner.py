@@ -19,6 +19,8 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
+from ..provenance import ROOT, commit, machine
+from ..records import Record, read, write_atomic
 from .editions import (
     install_cell,
     normalise,
@@ -29,8 +31,6 @@ from .editions import (
 from .kernels import Kernels
 from .locks import Lock
 from .notebooks import STANDIN, NotebookError, Run, why_stale
-from .provenance import ROOT, commit, machine
-from .records import Record, read, write_atomic
 
 # What makes two runs equal. Part of it counts when a library is imported.
 COMMON = {
@@ -126,8 +126,7 @@ def execute(run: Run, progress: bool, kernels: Kernels) -> None:
                 _environment(run, draft),
                 str(run.source.path.parents[1]),  # as in Jupyter
                 # Published seconds are those of a process that shares nothing.
-                fresh=(run.alone and run.published)
-                or not STANDIN.match(run.model),
+                fresh=(run.alone and run.published) or not STANDIN.match(run.model),
             ),
         )
     except PapermillExecutionError as error:

@@ -1,13 +1,13 @@
 """The rubric of the capstone: what is judged, by whom, and what earns how many points.
 
-The book shows these tables and `safeedit.capstone` judges by them: they cannot differ.
+The book shows these tables and `capstone` judges by them: they cannot differ.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .course_pages import table
+from .pages import table
 
 MACHINE = 60  # points that the command gives; the rest is for the report
 

@@ -19,7 +19,7 @@ class Card(SphinxDirective):
         Raises:
             docutils' error of this directive: there is no such text.
         """
-        from .cards import TEXTS  # torch is loaded only where a card is wanted
+        from ..cards import TEXTS  # torch is loaded only where a card is wanted
 
         self.env.note_reread()  # records change without the page changing
         name = self.arguments[0]
@@ -31,7 +31,6 @@ class Card(SphinxDirective):
         return node.children
 
 
-def setup(app: Sphinx) -> dict[str, bool]:
+def setup(app: Sphinx) -> None:
     """Register with Sphinx."""
     app.add_directive("safeedit-card", Card)
-    return {"parallel_read_safe": True, "parallel_write_safe": True}

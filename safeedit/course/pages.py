@@ -1,6 +1,6 @@
 """What the course's pages show of the sources, as MyST Markdown: hours and plans.
 
-`safeedit.sphinx_course` puts these texts into the book when it is built, so a plan
+`safeedit.sphinx.course` puts these texts into the book when it is built, so a plan
 whose exercises do not fit its hour, or that names a section which is gone, ends the
 build.
 """
@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .course import (
+from ..provenance import ROOT
+from .chapters import (
     Chapter,
     CourseError,
     Exercise,
@@ -21,7 +22,6 @@ from .course import (
     read_status,
     spelled,
 )
-from .provenance import ROOT
 
 PLAN_KEYS = {"at", "minutes", "goal", "read", "exercises", "do"}
 

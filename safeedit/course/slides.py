@@ -22,9 +22,9 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
-from .course import CourseError, read_chapter
-from .editions import tags
-from .provenance import ROOT
+from ..provenance import ROOT
+from ..workflow.editions import tags
+from .chapters import CourseError, read_chapter
 from .slides_text import Writer
 
 ROOM = 7  # lines of a slide of text; a formula takes two

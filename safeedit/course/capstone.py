@@ -1,6 +1,6 @@
 """The capstone's grader: an edit under a budget, against an attacker nobody has seen.
 
-    python -m safeedit.capstone EDIT.safetensors --model standin-gemma
+    python -m safeedit.course.capstone EDIT.safetensors --model standin-gemma
 
 Students hand in a `WeightEdit` file. It is loaded, measured against the budget
 
@@ -9,7 +9,7 @@ Students hand in a `WeightEdit` file. It is loaded, measured against the budget
 asked benign requests and replayed jailbreaks, and attacked with GCG, with the edit in
 place, on requests and from a seed that are drawn when it is graded. Rates are compared
 with the undefended model under the same requests and the same attack, and earn points
-by `safeedit.rubric`.
+by `safeedit.course.rubric`.
 """
 
 from __future__ import annotations
@@ -121,11 +121,11 @@ def grade(
         FileNotFoundError: no such file.
         RecordError: no jailbreaks to replay.
     """
-    from . import replay
-    from .edits import WeightEdit
-    from .evaluation import Judge, Question
-    from .models import load
-    from .world import World
+    from .. import replay
+    from ..edits import WeightEdit
+    from ..evaluation import Judge, Question
+    from ..models import load
+    from ..world import World
 
     seed = secrets.randbelow(10**6) if seed is None else seed
     chat = load(model)
@@ -210,8 +210,8 @@ def _check(edit, path: str | Path) -> None:
 
 def _attacked(chat, asked, judge, task: Task, seed: int) -> float:
     """Share of the requests that GCG breaks on the model as it is now."""
-    from .attacks import GCGConfig, gcg
-    from .world import World
+    from ..attacks import GCGConfig, gcg
+    from ..world import World
 
     world = World()
     config = GCGConfig(
@@ -240,13 +240,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     import json
 
-    from .edits.storage import check_new
-    from .records import RecordError, write_atomic
+    from ..edits.storage import check_new
+    from ..records import RecordError, write_atomic
 
     parser = argparse.ArgumentParser(
-        prog="python -m safeedit.capstone",
+        prog="python -m safeedit.course.capstone",
         description="Grade an edit by the capstone's rubric.",
-        epilog="Example: python -m safeedit.capstone mine.safetensors --seed 7",
+        epilog="Example: python -m safeedit.course.capstone mine.safetensors --seed 7",
     )
     parser.add_argument("edit", help="a file that WeightEdit.save wrote")
     parser.add_argument("--model", default="standin-gemma", help="a stand-in")

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
-from .course import CourseError, notebooks, read_parts
-from .provenance import ROOT
-from .records import write_atomic
+from ..provenance import ROOT
+from ..records import write_atomic
+from .chapters import CourseError, notebooks, read_parts
 from .slides import Slide, read_slides
 
 STYLE = """
@@ -218,7 +218,7 @@ def write_decks(
     Raises:
         CourseError: an unknown notebook, or one that has not been executed.
     """
-    from .course import find
+    from .chapters import find
 
     known = notebooks(read_parts(root))
     chosen = [find(known, name) for name in names] or known

@@ -6,9 +6,9 @@
     -> results/NN_topic/<model>.json        the record that its last cell writes
     -> results/status/NN_topic.<model>.json seconds and machine
 
-The complete edition is executed once, by papermill (`safeedit.runner`). The student
-edition is that run less the cells tagged `solution`, which equals running it alone
-because nothing below a solution may depend on it (a rule of the sources).
+The complete edition is executed once, by papermill (see `runner`). The student edition
+is that run less the cells tagged `solution`, which equals running it alone because
+nothing below a solution may depend on it (a rule of the sources).
 
 A source's YAML header may say, beside the entries of jupytext and the kernel:
 
@@ -39,10 +39,10 @@ import jupytext
 import nbformat
 from nbformat import NotebookNode
 
-from . import fingerprints
+from .. import fingerprints
+from ..provenance import ROOT
+from ..records import RecordError, read
 from .editions import install_cell, problems, tags, with_install
-from .provenance import ROOT
-from .records import RecordError, read
 
 STANDIN = re.compile(r"standin-[a-z]+(?:-oracle)?")
 SCALES = ("smoke", "cpu", "gpu")  # values of the parameter `scale`
@@ -109,9 +109,10 @@ class Source:
 
     @property
     def text_digest(self) -> str:
-        """Hash of all cells with prose, comments and tags, as the editions have them."""
+        """Hash of all cells with prose, comments and tags, as published."""
         node = with_install(self.node, install_cell(self.root))
-        return fingerprints.digest([[c.cell_type, c.source, tags(c)] for c in node.cells])
+        cells = [[c.cell_type, c.source, tags(c)] for c in node.cells]
+        return fingerprints.digest(cells)
 
 
 def find_sources(root: Path = ROOT) -> list[Source]:
@@ -215,7 +216,7 @@ class Run:
 
     @property
     def alone(self) -> bool:
-        """Whether it has the machine to itself, since it measures seconds to publish."""
+        """Whether it has the machine to itself: it measures seconds to publish."""
         return self.source.alone and self.parameters.get("scale") != "smoke"
 
     @property

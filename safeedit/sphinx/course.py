@@ -6,8 +6,8 @@
     ```{safeedit-map} ideas              also `chapters` and `modules`
     ```{safeedit-rubric} machine         also `report`
 
-They write Markdown from the sources at build time (`course_pages`, `course_map`), which
-MyST then reads like any other, so that its links are checked.
+They write Markdown from the sources at build time (`course.pages`,
+`course.idea_map`), which MyST then reads like any other, so that its links are checked.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from docutils.statemachine import StringList
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from . import course, course_map, course_pages, rubric
+from ..course import chapters as course
+from ..course import idea_map, pages, rubric
 
 
 class _FromSources(SphinxDirective):
@@ -55,8 +56,8 @@ class Hours(_FromSources):
 
     def text(self, root: Path, parts: list[course.Part]) -> str:
         if self.arguments:
-            return course_pages.part_hours(parts, self.arguments[0], root)
-        return course_pages.all_hours(parts)
+            return pages.part_hours(parts, self.arguments[0], root)
+        return pages.all_hours(parts)
 
 
 class Plan(_FromSources):
@@ -71,7 +72,7 @@ class Plan(_FromSources):
             entries = yaml.safe_load("\n".join(self.content))
         except yaml.YAMLError as error:
             raise course.CourseError(f"the plan is no YAML: {error}") from error
-        return course_pages.plan(entries, [page for p in parts for page in p.pages])
+        return pages.plan(entries, [page for p in parts for page in p.pages])
 
 
 class Map(_FromSources):
@@ -83,9 +84,9 @@ class Map(_FromSources):
     def text(self, root: Path, parts: list[course.Part]) -> str:
         chapters = course.notebooks(parts)
         kinds: dict[str, Callable[[], str]] = {
-            "ideas": lambda: course_map.ideas_table(chapters, root),
-            "chapters": lambda: course_map.uses_table(chapters),
-            "modules": lambda: course_map.modules_table(chapters, root),
+            "ideas": lambda: idea_map.ideas_table(chapters, root),
+            "chapters": lambda: idea_map.uses_table(chapters),
+            "modules": lambda: idea_map.modules_table(chapters, root),
         }
         kind = self.arguments[0]
         if kind not in kinds:
@@ -107,10 +108,9 @@ class Rubric(_FromSources):
         return kinds[kind]()
 
 
-def setup(app: Sphinx) -> dict[str, bool]:
+def setup(app: Sphinx) -> None:
     """Register with Sphinx."""
     app.add_directive("safeedit-hours", Hours)
     app.add_directive("safeedit-plan", Plan)
     app.add_directive("safeedit-map", Map)
     app.add_directive("safeedit-rubric", Rubric)
-    return {"parallel_read_safe": True, "parallel_write_safe": True}
