@@ -563,13 +563,14 @@ def test_cells_share_imports(package):
 
 def test_reached_modules_cover_what_python_imports():
     """Against Python itself: what an import statement loads of the kit is found."""
-    code = "from safeedit import runner"
+    code = "from safeedit.workflow import runner"
     probe = code + "\nimport sys\nprint([m for m in sys.modules if 'safeedit.' in m])"
     done = subprocess.run(
         [sys.executable, "-c", probe], capture_output=True, text=True, cwd=records.ROOT
     )
     loaded = set(re.findall(r"'(safeedit\.[\w.]+)'", done.stdout))
-    runs = {"runner", "notebooks", "editions", "fingerprints", "records"}
+    runs = {"fingerprints", "records"}
+    runs |= {f"workflow.{name}" for name in ("runner", "notebooks", "editions")}
     assert {f"safeedit.{name}" for name in runs} <= loaded
     found = set(fingerprints.reached_modules([code]))
     assert {f"safeedit.{name}" for name in runs} <= found
@@ -602,9 +603,10 @@ def test_committed_notebook_has_the_cells_of_its_source(path):
     if node.metadata["safeedit"]["text"] != source.text_digest:
         pytest.skip("stale: `make fresh` lists it, `make book` renews it")
     solutions = path.parent.name == "solutions"
+    published = editions.with_install(source.node, editions.install_cell(ROOT))
     cells = [
         c.source
-        for c in source.node.cells
+        for c in published.cells
         if solutions or "solution" not in editions.tags(c)
     ]
     assert [c.source for c in node.cells] == cells
