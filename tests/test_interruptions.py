@@ -136,7 +136,10 @@ def kernels_of(root):
 
 
 def test_kill_at_random_moments(tmp_path):
-    """Killed 30 times on its way, it ends with the files of one that never was."""
+    """Killed 30 times on its way, it ends with the files of one that never was.
+
+    With `pytest -s` it prints a log of the kills.
+    """
     draw = random.Random(0)
     root = write_sources(tmp_path / "killed")
     begin = time.perf_counter()
@@ -145,7 +148,8 @@ def test_kill_at_random_moments(tmp_path):
     turn, killed = 0, 0
     while killed < KILLS:
         pid = reproduce(root)
-        time.sleep(draw.uniform(0, seconds))
+        wait = draw.uniform(0, seconds)
+        time.sleep(wait)
         ended, status = os.waitpid(pid, os.WNOHANG)
         if ended:  # it was done first: give it new work
             assert os.waitstatus_to_exitcode(status) == 0
@@ -158,6 +162,7 @@ def test_kill_at_random_moments(tmp_path):
         os.waitpid(pid, 0)
         killed += 1
         check_whole(root)
+        print(f"kill {killed}: after {wait:.2f} s, {len(published(root))} files whole")
     finish(root)
     assert all(notebooks.why_stale(run) is None for run in notebooks.plan(root=root))
     never = write_sources(tmp_path / "never", turn)
