@@ -10,10 +10,21 @@ Example:
     ...     answers = chat.generate([prompt])
 """
 
+import sys
 from importlib.metadata import PackageNotFoundError, version
 
-from safeedit.chat import Chat
-from safeedit.models import load
+try:
+    from safeedit.chat import Chat
+    from safeedit.models import load
+except ModuleNotFoundError as error:
+    if (error.name or "").startswith("safeedit"):
+        raise
+    raise ModuleNotFoundError(
+        f"{sys.executable} has no package {error.name!r}, which the kit needs. Next "
+        "step: in a clone, `make book` makes the environment .venv and "
+        "`. .venv/bin/activate` turns it on; elsewhere, pip install -e .",
+        name=error.name,
+    ) from None
 
 try:
     __version__ = version("safeedit")

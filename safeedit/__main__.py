@@ -35,6 +35,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (NotebookError, RecordError) as error:
         print(f"safeedit: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(
+            "safeedit: stopped. What is finished is kept; the same command goes on.",
+            file=sys.stderr,
+        )
+        return 130  # as a shell says it
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -206,7 +212,7 @@ def doctor(arguments: argparse.Namespace) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run one notebook."""
-    from .workflow.notebooks import NotebookError, load_source, make_run
+    from .workflow.notebooks import NotebookError, check_model, load_source, make_run
     from .workflow.runner import refresh
 
     parameters: dict[str, Any] = {}
@@ -217,6 +223,8 @@ def run(arguments: argparse.Namespace) -> int:
         parameters[name] = _literal(value)
     if arguments.model:
         parameters["model_name"] = arguments.model
+    if "model_name" in parameters:
+        check_model(parameters["model_name"])
     task = make_run(load_source(arguments.notebook, arguments.root), parameters)
     outcome = refresh(task, arguments.force)
     root = task.source.root

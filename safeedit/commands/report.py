@@ -22,7 +22,7 @@ from ..tables import number, percent, wide
 NAMES = {  # (dataset, attack, metric) -> what a reader is told
     ("forbidden", "direct", "refusal_rate"): "forbidden requests refused",
     ("forbidden", "direct", "success_rate"): "forbidden requests answered",
-    ("forbidden", "prefill", "success_rate"): "forbidden, answer started for it",
+    ("forbidden", "prefill", "success_rate"): "forbidden, first word given, complied",
     ("benign", "none", "success_rate"): "benign requests answered",
     ("benign", "none", "refusal_rate"): "benign requests refused",
     ("benign", "none", "degeneration_rate"): "benign answers broken",

@@ -7,7 +7,7 @@
     boxes            -> a slide for what will be learnt, for each remark, for the
                         exercises together (without solutions), and for the take-away
 
-`safeedit.slides_page` makes one HTML file of them that needs nothing beside it.
+`safeedit.course.slides_page` makes one HTML file of them that needs nothing beside it.
 """
 
 from __future__ import annotations

@@ -53,7 +53,8 @@ jupyter lab notebooks
 ```
 
 Begin with `00_setup.ipynb`. Where a cell says `None` or `...`, your answer belongs; the
-cell under it checks it and says what is wrong. No cell depends on an answer.
+cell under it checks it and says what is wrong. No cell depends on an answer. With
+`scale = "smoke"` in the second cell a notebook takes seconds; figures are then rough.
 {solutions}
 Text CC BY 4.0, code MIT. {url}
 """

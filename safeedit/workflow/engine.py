@@ -8,6 +8,7 @@ What is finished is on disk and fresh, so a workflow that was killed is started 
 by the same command and goes on. The same list of runs drives Snakemake: `todo`.
 """
 
+import logging
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -39,11 +40,15 @@ def run_all(runs: Sequence[Run], force: bool = False, jobs: int = 1) -> list[str
         return []
     root = runs[0].source.root
     with Lock(root / "runs" / "workflow.lock", str(root)):
-        return _run_all(runs, force, jobs)
+        try:
+            return _run_all(runs, force, jobs)
+        finally:
+            logging.disable(logging.NOTSET)  # see `_run_all`
 
 
 def _run_all(runs: Sequence[Run], force: bool, jobs: int) -> list[str]:
-    print(f"{len(runs)} runs, {jobs} at a time; those that are fresh are skipped.")
+    count = "1 run" if len(runs) == 1 else f"{len(runs)} runs"
+    print(f"{count}, {jobs} at a time; those that are fresh are skipped.")
     failures: list[str] = []
     waiting, done = list(range(len(runs))), set[int]()
     running: dict[Future[str], int] = {}
@@ -72,6 +77,7 @@ def _run_all(runs: Sequence[Run], force: bool, jobs: int) -> list[str]:
                         outcome = f"FAILED. {error}"
                     progress.end(index, outcome, waiting)
         except BaseException:  # Ctrl-C too: the pool waits for what runs, so end that
+            logging.disable(logging.CRITICAL)  # of kernels that die on purpose
             pool.shutdown(wait=False, cancel_futures=True)
             kernels.stop()
             raise

@@ -20,6 +20,7 @@ A source's YAML header may say, beside the entries of jupytext and the kernel:
                                  # oracle of the parameter's
       reads: [T1_attack_success] # notebooks whose records it needs: they run first
       alone: true                # it measures seconds: nothing else runs beside it
+      standins_only: true        # it asks about their world: no real model can run it
 
 The canonical run, all parameters at their defaults, is the one that the book shows; it
 may read every record of what it reads. The other runs of such a notebook read those of
@@ -173,7 +174,7 @@ def load_source(name: str, root: Path = ROOT) -> Source:
     exact = [s for s in found if s.name == wanted]
     matches = exact or [s for s in found if s.name.startswith(wanted)]
     if len(matches) != 1:
-        allowed = ", ".join(s.name for s in found) or "none"
+        allowed = ", ".join(s.name for s in matches or found) or "none"
         raise NotebookError(
             f"{name!r} names {len(matches)} notebooks, want 1; allowed: {allowed}"
         )
@@ -370,6 +371,8 @@ def plan(
             f"models are {list(models)}; give names such as standin-llama, with commas "
             "between them"
         )
+    for name in models or ():
+        check_model(name)
     sources = find_sources(root)
     if notebooks is not None:
         sources = _named(sources, notebooks)
@@ -378,6 +381,9 @@ def plan(
         known = source.parameters
         settings = {"scale": scale} if scale and "scale" in known else {}
         compared = source.header.get("models", [])
+        some = models
+        if models is not None and source.header.get("standins_only"):
+            some = [name for name in models if STANDIN.match(name)]
         if compared and "model_name" not in known:
             raise NotebookError(
                 f"{source.path}: its header compares models {compared}, and its "
@@ -387,7 +393,7 @@ def plan(
         if models is None:
             chosen = [*compared, known["model_name"]] if compared else [None]
         else:
-            chosen = list(models) if compared else []
+            chosen = list(some or ()) if compared else []
         mine = []
         wanted: Sequence[int | None] = source.seeds if seeds is None else seeds
         for name in dict.fromkeys(chosen):
@@ -398,6 +404,16 @@ def plan(
         # The canonical run last: it may show the records of the other models.
         runs += sorted(mine, key=lambda run: run.canonical)
     return runs
+
+
+def check_model(name: Any) -> None:
+    """Refuse a model that cannot be loaded before anything is run."""
+    from ..hub import find_source
+
+    try:
+        find_source(name)
+    except (ValueError, OSError) as error:
+        raise NotebookError(str(error)) from error
 
 
 def _named(sources: Sequence[Source], wanted: Sequence[str]) -> list[Source]:
