@@ -4,8 +4,10 @@ PYTHON ?= python3
 # How pip is to find torch, for example on Linux without an NVIDIA GPU:
 #   make book TORCH_ARGS="--index-url https://download.pytorch.org/whl/cpu"
 TORCH_ARGS ?=
-# Notebooks or tests that run at the same time, one core and 1 GB each
+# Notebooks that run at the same time, one core and 1 GB each
 JOBS ?= 2
+# Tests at the same time: one more than two cores, since some only wait
+WORKERS ?= 3
 V := .venv
 B := $(V)/bin
 BUILD = $(B)/jupyter-book build . --toc book/_toc.yml -W -n --keep-going
@@ -23,7 +25,7 @@ book: $(V)/.stamp  ## run what is stale, compare with the published records, bui
 	@echo "The book is in _build/html/index.html"
 
 test: $(V)/.stamp  ## the tests, then the list of stale outputs (which fails nothing)
-	$(B)/python -m pytest -q -n $(JOBS) --dist worksteal
+	$(B)/python -m pytest -q -n $(WORKERS) --dist worksteal
 	@$(B)/python -m safeedit fresh || echo "'make book' renews what is listed above."
 
 fresh: $(V)/.stamp  ## list stale committed outputs; fails when there are any
