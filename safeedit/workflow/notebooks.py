@@ -371,8 +371,8 @@ def plan(
             f"models are {list(models)}; give names such as standin-llama, with commas "
             "between them"
         )
-    for name in models or ():
-        check_model(name)
+    for model in models or ():
+        check_model(model)
     sources = find_sources(root)
     if notebooks is not None:
         sources = _named(sources, notebooks)
@@ -383,7 +383,7 @@ def plan(
         compared = source.header.get("models", [])
         some = models
         if models is not None and source.header.get("standins_only"):
-            some = [name for name in models if STANDIN.match(name)]
+            some = [model for model in models if STANDIN.match(model)]
         if compared and "model_name" not in known:
             raise NotebookError(
                 f"{source.path}: its header compares models {compared}, and its "
