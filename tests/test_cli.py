@@ -102,6 +102,17 @@ def demo_record(value):
     )
 
 
+def test_ctrl_c_is_one_line(root, capsys, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(engine, "run_all", interrupted)
+    assert cli.main(["reproduce", "--root", str(root)]) == 130
+    assert capsys.readouterr().err == (
+        "safeedit: stopped. What is finished is kept; the same command goes on.\n"
+    )
+
+
 @pytest.mark.parametrize("value, status", [(1.0, 0), (2.0, 1)])
 def test_compare_two_folders(tmp_path, capsys, value, status):
     demo_record(1.0).write(tmp_path / "mine" / "90_demo" / "m.json")

@@ -38,6 +38,8 @@ LINES = [
     ("reproduce --jobs -1", 2, "'-1': want a whole number from 1 on"),
     ("reproduce --seeds x", 2, "invalid int value: 'x'"),
     ("reproduce --root root --notebooks T9", 1, "no name begins with 'T9'; there are"),
+    ("reproduce --root root --models standin-lama", 1, "mean 'standin-llama'?"),
+    ("run 90 --root root -m standin-lama", 1, "mean 'standin-llama'? Known names"),
     ("reproduce --root root --models ,", 1, "models are ['', '']; give names such as"),
     ("run", 2, "required: notebook"),
     ("run 99 --root root", 1, "'99' names 0 notebooks, want 1; allowed: 90_demo"),

@@ -164,6 +164,17 @@ def test_seconds_of_a_smoke_run_are_nobodys():
         }
 
 
+def test_what_asks_about_the_stand_ins_world_is_not_planned_for_a_real_model():
+    real = {run.source.name for run in plan(["gemma-2b-it", "standin-gemma"], "gpu")}
+    alone = {run.source.name for run in plan(["gemma-2b-it"], "gpu")}
+    assert real - alone == {
+        "10_explorers",
+        "U1_settings",
+        "U2_cross_table",
+        "U5_more_rows",
+    }
+
+
 # What another engine is told.
 
 
