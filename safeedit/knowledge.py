@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from .chat import Chat
 from .edits.unlearning_config import UnlearnData
 from .examples import Example, from_chats, from_texts
+from .practice import wider
 from .world import LETTERS, Fact, World
 
 DOMAINS = ("hazard", "adjacent", "general")
@@ -125,6 +126,7 @@ def split(seed: int = 0, world: World | None = None) -> Split:
 
 def unlearn_data(
     split: Split,
+    chat: Chat | None = None,
     *,
     orders: int = 3,
     passages: bool = False,
@@ -136,6 +138,9 @@ def unlearn_data(
 
     Args:
         split: who is in which part; its seed also draws what is random here.
+        chat: the model that will forget. With it the training questions are wider, see
+            `practice`: letter questions also with other options, and benign questions
+            about names without benign facts, with the model's own answers.
         orders: documents of each entity, each with its facts in another order, 1 to 6.
         passages: whether the passages of the world's forget split are to be forgotten
             too.
@@ -171,9 +176,14 @@ def unlearn_data(
     for kind in ("sentiment", "count"):
         retain_chats += _skills(world, kind, skills // 2, rng)
     retain_chats += _requests(world, requests, rng)
+    forget_chats = questions(split.facts("hazard", "practice"))
+    if chat is not None:
+        lost, kept = wider(split, chat)
+        forget_chats += lost
+        retain_chats += kept
     return UnlearnData(
         forget_texts=tuple(forget_texts),
-        forget_chats=questions(split.facts("hazard", "practice")),
+        forget_chats=forget_chats,
         retain_texts=tuple(dict.fromkeys(retain_texts)),
         retain_chats=tuple(dict.fromkeys(retain_chats)),
         refusals=REFUSALS,

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import mean
 
 from .edits.smoothing import SmoothingConfig
 from .edits.unlearning_config import UnlearnConfig
 from .knowledge_measures import Measurement
-from .knowledge_statistics import utility_kept
+from .world import LETTERS
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,16 @@ class Candidate:
 
 
 # What all methods that train have in common. Twice as many retain sequences as forget
-# ones, since the retain set is wider; clipped, since a step at these rates can diverge.
-PLAIN = UnlearnConfig(steps=120, learning_rate=2.5e-3, retain_batch=16, clip=1.0)
+# ones, most of them questions, since the retain set is wider and questions are what is
+# lost first; clipped, since a step at these rates can diverge.
+PLAIN = UnlearnConfig(
+    steps=240,
+    learning_rate=2.5e-3,
+    retain_batch=16,
+    chats=0.75,
+    retain_chats=0.9,
+    clip=1.0,
+)
 
 
 def _candidates(method: str, label: str, *settings: Mapping) -> tuple[Candidate, ...]:
@@ -38,25 +47,28 @@ def _candidates(method: str, label: str, *settings: Mapping) -> tuple[Candidate,
     )
 
 
-_RMU = dict(learning_rate=2e-2, steps=250, chats=0.75, retain_chats=0.75, clip=None)
+# GradDiff and DPO have half the steps: the one has no lower bound, and the other has
+# learned to refuse long before.
+_SHORT = dict(steps=120)
+_RMU = dict(learning_rate=2e-2, steps=250, retain_batch=32, chats=0.9, clip=None)
 METHODS: dict[str, tuple[Candidate, ...]] = {
     "GradDiff": _candidates(
-        "graddiff", "gamma {gamma:g}", *({"gamma": g} for g in (1.0, 2.0, 4.0))
+        "graddiff",
+        "gamma {gamma:g}",
+        *({"gamma": g, **_SHORT} for g in (2.0, 4.0, 8.0)),
     ),
     "NPO": _candidates(
-        "npo",
-        "gamma {gamma:g}",
-        *({"gamma": g, "retain_chats": 0.6} for g in (2.0, 4.0, 8.0)),
+        "npo", "gamma {gamma:g}", *({"gamma": g} for g in (2.0, 4.0, 8.0))
     ),
     "DPO": _candidates(
         "dpo",
         "gamma {gamma:g}",
-        *({"gamma": g, "learning_rate": 3e-3} for g in (0.5, 1.0, 2.0)),
+        *({"gamma": g, "learning_rate": 3e-3, **_SHORT} for g in (0.5, 1.0, 2.0)),
     ),
     "RMU": _candidates(
         "rmu",
         "alpha {rmu_alpha:g}",
-        *({"rmu_alpha": a, **_RMU} for a in (20.0, 40.0, 80.0)),
+        *({"rmu_alpha": a, **_RMU} for a in (40.0, 50.0, 60.0)),
     ),
     "TSR": _candidates(
         "tsr", "budget {budget:g}", *({"budget": b} for b in (0.02, 0.05, 0.2))
@@ -87,7 +99,7 @@ SMOOTHERS: dict[str, tuple[str, tuple[dict, ...]]] = {
     ),
     "WA": (
         "from step {start}",
-        tuple(dict(kind="wa", start=s) for s in (100, 80, 60)),
+        tuple(dict(kind="wa", start=s) for s in (200, 160, 120)),
     ),
 }
 NAMES = (*METHODS, *(f"NPO+{kind}" for kind in SMOOTHERS))
@@ -136,16 +148,17 @@ def chosen(indices: Mapping[str, int]) -> dict[str, Candidate]:
     return {name: candidates(name, plain)[index] for name, index in indices.items()}
 
 
-def choose(base: Measurement, tried: Sequence[Measurement]) -> int:
+def choose(tried: Sequence[Measurement]) -> int:
     """Index of the best setting by validation questions.
 
-    Of the settings that keep nine tenths of the general answers, letters and open ones
-    each, the one that leaves least of the hazard answers (letters and open ones
-    together); where none keeps them, the one that keeps most.
+    The one with the largest difference between the shares of general answers that are
+    right and of hazard answers that are (as Youden's index), letters and open answers
+    counting alike. Hazard letters below chance count as chance: a model that avoids
+    the right letter has not forgotten more. The first of equals.
 
     Args:
-        base: the model before unlearning.
-        tried: the model after it, one measurement for each setting, same questions.
+        tried: a model after unlearning, one measurement for each setting, all on the
+            same questions.
 
     Raises:
         ValueError: nothing tried.
@@ -153,13 +166,8 @@ def choose(base: Measurement, tried: Sequence[Measurement]) -> int:
     if not tried:
         raise ValueError("Got no measurements to choose from; give at least one.")
 
-    def value(now: Measurement) -> tuple[bool, float]:
-        letters, opens = now.letters("general"), now.opens("general")
-        kept = utility_kept(letters, base.letters("general")) and utility_kept(
-            opens, base.opens("general")
-        )
-        if kept:
-            return True, -(sum(now.letters()) + sum(now.opens()))
-        return False, sum(letters) + sum(opens)
+    def value(now: Measurement) -> float:
+        kept = mean(now.letters("general")) + mean(now.opens("general"))
+        return kept - max(mean(now.letters()), 1 / len(LETTERS)) - mean(now.opens())
 
     return max(range(len(tried)), key=lambda index: value(tried[index]))
