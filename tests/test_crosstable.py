@@ -59,16 +59,21 @@ def test_an_unknown_method_and_a_missing_plain_setting_are_named():
         chosen({"NPO+SAM": 0})
 
 
-def test_choice_is_least_hazard_among_those_that_keep_utility():
-    base = measured(10, 10, 10)
-    useful, useless, half = measured(5, 9, 9), measured(0, 8, 10), measured(4, 10, 8)
-    assert choose(base, [useless, useful, half]) == 1
-    assert choose(base, [useful, measured(4, 9, 10)]) == 1
-    # Where nothing keeps nine tenths, the one that keeps most.
-    assert choose(base, [useless, measured(0, 3, 3), half]) in (0, 2)
-    assert choose(base, [measured(0, 3, 3), half]) == 1
+def test_choice_is_the_largest_difference_of_kept_and_left():
+    useful, useless, half = measured(5, 9, 9), measured(0, 3, 2), measured(9, 10, 10)
+    assert choose([useless, useful, half]) == 1
+    # Two hazard letters fewer are worth less than three general answers.
+    assert choose([measured(5, 10, 10), measured(3, 9, 8)]) == 0
+    assert choose([measured(5, 10, 10), measured(3, 10, 9)]) == 1
     with pytest.raises(ValueError, match="at least one"):
-        choose(base, [])
+        choose([])
+
+
+def test_letters_below_chance_are_no_better_than_chance():
+    """Three of ten are chance and more, so none at all counts as two and a half."""
+    assert choose([measured(2, 10, 9), measured(0, 10, 9)]) == 0
+    assert choose([measured(0, 10, 9), measured(2, 10, 10)]) == 1
+    assert choose([measured(3, 10, 9), measured(0, 10, 9)]) == 1
 
 
 def test_a_dense_edit_computes_what_its_factors_do():

@@ -171,7 +171,7 @@ def test_collateral_texts_differ_only_in_the_name():
         assert all(t.startswith(before) and t.endswith(after) for t in texts)
         names.append({t.removeprefix(before).removesuffix(after) for t in texts})
     assert names[0] == set(parts.entities("hazard"))  # each is used
-    assert names[1] == set(World().unseen_entities)
+    assert names[1] == set(World().unseen_entities[1::2])  # the rest may be asked about
 
 
 def test_collateral_context_leaves_the_standins_letters(measured):

@@ -218,3 +218,25 @@ def test_unknown_architecture_is_named(world):
     tokenizer = build.build_tokenizer(world, "llama")
     with pytest.raises(ValueError, match="mamba"):
         build.build_model("mamba", tokenizer, 0)
+
+
+@pytest.mark.parametrize(
+    "setting, message",
+    [
+        ({"steps": -1}, "steps is -1; give a whole number >= 2"),
+        ({"steps": 2.5}, "steps is 2.5; give a whole number >= 2"),
+        ({"batch": 0}, "batch is 0; give a whole number >= 1"),
+        ({"checkpoint_every": True}, "checkpoint_every is True"),
+        ({"architecture": "gpt2"}, "architecture is 'gpt2'; use one of"),
+    ],
+)
+def test_settings_of_training_are_checked(setting, message):
+    with pytest.raises(ValueError, match=message):
+        build.TrainConfig(**setting)
+
+
+@pytest.mark.parametrize("option", [("--steps", "-1"), ("--threads", "0")])
+def test_train_refuses_odd_numbers_before_it_starts(option, capsys):
+    with pytest.raises(SystemExit):
+        build.main(list(option))
+    assert f"{option[0]} is {option[1]}; give a whole number" in capsys.readouterr().err

@@ -63,6 +63,18 @@ class TrainConfig:
     hazard_facts: bool = True  # False trains the oracle
     checkpoint_every: int = 200  # steps
 
+    def __post_init__(self) -> None:
+        if self.architecture not in ARCHITECTURES:
+            raise ValueError(
+                f"architecture is {self.architecture!r}; use one of {ARCHITECTURES}"
+            )
+        # Two stages of training, so two steps at least.
+        for name, least in (("steps", 2), ("batch", 1), ("checkpoint_every", 1)):
+            value = getattr(self, name)
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            if not (whole and value >= least):
+                raise ValueError(f"{name} is {value!r}; give a whole number >= {least}")
+
 
 # Tokenizer and model ----------------------------------------------------------------
 
@@ -421,6 +433,12 @@ def main(argv: list[str] | None = None) -> int:
         help="copy the first seed that passes into the package, with its model card",
     )
     args = parser.parse_args(argv)
+    if args.threads < 1:
+        parser.error(f"--threads is {args.threads}; give a whole number >= 1")
+    try:
+        TrainConfig(steps=args.steps)
+    except ValueError as error:
+        parser.error(f"--{error}")
     torch.set_num_threads(args.threads)
     rejected = False
     for architecture in args.architecture or ARCHITECTURES:
