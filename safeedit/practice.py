@@ -1,7 +1,8 @@
 """More questions to train on than the few that the world asks about each fact.
 
 A small model that sees the same questions again and again learns them by their names,
-and whatever it learns to keep or to lose stops there. Two things make it learn the rule:
+and whatever it learns to keep or to lose stops there. Two things make it learn the
+rule:
 
 * the letter question of a fact with other wrong options;
 * benign questions about names without such facts ("What is the color of X?", where X
