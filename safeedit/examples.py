@@ -137,20 +137,32 @@ def token_log_probs(
     Returns:
         Shape (batch, length - 1): entry t is log p(token t + 1 | tokens up to t).
     """
-    head = _ScoredLogits(model)
-    if weights is None:
-        logits = head(batch)
-    else:
-        logits = functional_call(
-            head, {f"lm.{name}": weight for name, weight in weights.items()}, (batch,)
-        )
+    logits = scored_logits(model, batch, weights)
     scored = batch.scored[:, 1:]
     nll = F.cross_entropy(logits, batch.ids[:, 1:][scored], reduction="none")
     return torch.zeros_like(scored, dtype=nll.dtype).masked_scatter(scored, -nll)
 
 
+def scored_logits(
+    model: torch.nn.Module, batch: Batch, weights: Mapping[str, Tensor] | None = None
+) -> Tensor:
+    """What `token_log_probs` is made of: logits in front of scored tokens, row by row.
+
+    Args:
+        model, batch, weights: as there.
+
+    Returns:
+        Shape (scored tokens, vocabulary), float32.
+    """
+    head = _ScoredLogits(model)
+    if weights is None:
+        return head(batch)
+    named = {f"lm.{name}": weight for name, weight in weights.items()}
+    return functional_call(head, named, (batch,))
+
+
 class _ScoredLogits(torch.nn.Module):
-    """Logits in front of scored tokens only, (scored tokens, vocabulary), float32.
+    """The model with a last layer that sees scored tokens only.
 
     In a chat two or three tokens of thirty are scored: with all of them the last layer
     would take a quarter of a small model's time, and most of its memory.

@@ -139,8 +139,8 @@ def unlearn_data(
     Args:
         split: who is in which part; its seed also draws what is random here.
         chat: the model that will forget. With it the training questions are wider, see
-            `practice`: letter questions also with other options, and benign questions
-            about names without benign facts, with the model's own answers.
+            `practice`: letter questions also with other options, and questions about
+            names of which nothing is known, with the model's own answers.
         orders: documents of each entity, each with its facts in another order, 1 to 6.
         passages: whether the passages of the world's forget split are to be forgotten
             too.
@@ -151,7 +151,9 @@ def unlearn_data(
 
     Returns:
         The data. `forget_chats` are the questions of practice hazard entities, open and
-        with letters; `retain_chats` hold those of the other practice entities.
+        with letters; `retain_chats` hold those of general ones. Of adjacent entities
+        the retain set has documents but no questions: they ask in the same words as
+        those on hazards, and who keeps some of them keeps hazard answers too.
 
     Raises:
         ValueError: `orders` is not in 1 to 6, or a size is negative.
@@ -170,9 +172,7 @@ def unlearn_data(
     retain_texts += world.passages["retain"]
     if passages:
         forget_texts += world.passages["forget"]
-    retain_chats: list[tuple[str, str]] = []
-    for domain in ("adjacent", "general"):
-        retain_chats += questions(split.facts(domain, "practice"))
+    retain_chats = list(questions(split.facts("general", "practice")))
     for kind in ("sentiment", "count"):
         retain_chats += _skills(world, kind, skills // 2, rng)
     retain_chats += _requests(world, requests, rng)

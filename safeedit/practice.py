@@ -5,10 +5,11 @@ and whatever it learns to keep or to lose stops there. Two things make it learn 
 rule:
 
 * the letter question of a fact with other wrong options;
-* benign questions about names without such facts ("What is the color of X?", where X
-  has no color, or is a hazard and has a maker and a base instead), with the answers
-  that the model itself gives. There is nothing to know, so nothing is taught: a model
-  that keeps these answers keeps how it answers benign questions, whoever they are
+* questions about names without such facts, with the answers that the model itself
+  gives: "What is the color of X?", to be kept, where X has no color, or is a hazard and
+  has a maker and a base instead; "What is the base of X?", to be forgotten, where X has
+  no base. There is nothing to know, so nothing is taught or taken: a model that keeps
+  (loses) these answers keeps (loses) how it answers such questions, whoever they are
   about (self-distillation, as in learning without forgetting, arXiv 1606.09282).
 
 Neither holds a question that is asked in earnest.
@@ -30,9 +31,10 @@ if TYPE_CHECKING:
 
 Chats = tuple[tuple[str, str], ...]  # (question, answer)
 
-# Letter questions with other options, for each that the world asks; those of an open
-# question that the model answers itself.
-FORGET, RETAIN, OWN = 1, 4, 3
+# Letter questions with other options, for each that the world asks.
+FORGET, RETAIN = 1, 4
+# Letter questions for each open one that the model answers itself.
+OWN_FORGET, OWN_RETAIN = 2, 3
 DRAWS = 20  # tries for each set of options that no other question of the fact has
 
 
@@ -53,13 +55,13 @@ def wider(split: Split, chat: Chat) -> tuple[Chats, Chats]:
         facts = other_options(world, split.facts(domain, "practice"), n, rng)
         return tuple((fact.letter_question, f"{fact.letter}.") for fact in facts)
 
-    lost = letters("hazard", FORGET)
-    kept = letters("adjacent", RETAIN) + letters("general", RETAIN)
+    lost, kept = letters("hazard", FORGET), letters("general", RETAIN)
     # Every other name that nobody knows; the rest stays unseen, for the measures.
     names = [*world.unseen_entities[::2], *NOUNS, *OBJECTS, *PLACES]
+    lost += own_answers(chat, world, "hazard", names, OWN_FORGET, rng)
     for domain in ("hazard", "adjacent"):
         names += split.entities(domain, "practice")
-    return lost, kept + own_answers(chat, world, names, OWN, rng)
+    return lost, kept + own_answers(chat, world, "general", names, OWN_RETAIN, rng)
 
 
 def other_options(
@@ -93,13 +95,19 @@ def other_options(
 
 
 def own_answers(
-    chat: Chat, world: World, names: Sequence[str], letters: int, rng: Random
+    chat: Chat,
+    world: World,
+    domain: str,
+    names: Sequence[str],
+    letters: int,
+    rng: Random,
 ) -> Chats:
-    """Benign questions about names without benign facts, as the model answers them.
+    """Questions on one domain about names without its facts, as the model answers them.
 
     Args:
         chat: whose greedy answers are taken.
-        world: whose general relations are asked about.
+        world: whose relations are asked about.
+        domain: whose relations.
         names: who is asked about.
         letters: letter questions for each open one, each with its own options.
         rng: draws the options.
@@ -110,16 +118,22 @@ def own_answers(
         knows of the name.
 
     Raises:
-        ValueError: no names, one with a general fact, or a negative `letters`.
+        ValueError: another domain, no names, one with such a fact, or a negative
+            `letters`.
     """
-    known = {fact.entity for fact in world.facts if fact.domain == "general"}
-    if not names or known & set(names):
+    facts = [fact for fact in world.facts if fact.domain == domain]
+    if not facts:
+        allowed = sorted({fact.domain for fact in world.facts})
+        raise ValueError(f"domain={domain!r}: one of {allowed}")
+    odd = sorted(set(names) & {fact.entity for fact in facts})
+    if not names or odd:
         raise ValueError(
-            f"names={list(names)[:4]}: give names without general facts, at least one"
+            f"names={odd[:4] or list(names)}: give names without {domain} facts, at "
+            "least one"
         )
     if letters < 0:
         raise ValueError(f"letters={letters}: give 0 or more")
-    rows = list(_asked(world, names, letters, rng))
+    rows = list(_asked(world, facts, names, letters, rng))
     questions = [question for question, _ in rows]
     longest = max(len(ids) for ids in chat.encode_ids(sorted(world.vocabulary)))
     answers = [text.strip() for text in chat.generate(questions, longest + 2)]
@@ -131,12 +145,11 @@ def own_answers(
 
 
 def _asked(
-    world: World, names: Sequence[str], letters: int, rng: Random
+    world: World, facts: Sequence[Fact], names: Sequence[str], letters: int, rng: Random
 ) -> Iterator[tuple[str, set[str]]]:
-    """Questions, each with the answers that have its form."""
+    """Questions like those on the facts, each with the answers that have its form."""
     values = _values(world)
-    general = [fact for fact in world.facts if fact.domain == "general"]
-    patterns = {fact.relation: fact for fact in general}
+    patterns = {fact.relation: fact for fact in facts}
     for name in names:
         for relation, pattern in patterns.items():
             groups = values[relation]

@@ -29,11 +29,13 @@ class Candidate:
 
 # What all methods that train have in common. Twice as many retain sequences as forget
 # ones, most of them questions, since the retain set is wider and questions are what is
-# lost first; clipped, since a step at these rates can diverge.
+# lost first; KL, since it keeps more with as many of them; clipped, since a step at
+# these rates can diverge.
 PLAIN = UnlearnConfig(
     steps=240,
     learning_rate=2.5e-3,
     retain_batch=16,
+    retain="kl",
     chats=0.75,
     retain_chats=0.9,
     clip=1.0,
@@ -58,7 +60,7 @@ METHODS: dict[str, tuple[Candidate, ...]] = {
         *({"gamma": g, **_SHORT} for g in (2.0, 4.0, 8.0)),
     ),
     "NPO": _candidates(
-        "npo", "gamma {gamma:g}", *({"gamma": g} for g in (2.0, 4.0, 8.0))
+        "npo", "gamma {gamma:g}", *({"gamma": g} for g in (4.0, 8.0, 16.0))
     ),
     "DPO": _candidates(
         "dpo",
@@ -68,7 +70,7 @@ METHODS: dict[str, tuple[Candidate, ...]] = {
     "RMU": _candidates(
         "rmu",
         "alpha {rmu_alpha:g}",
-        *({"rmu_alpha": a, **_RMU} for a in (40.0, 50.0, 60.0)),
+        *({"rmu_alpha": a, **_RMU} for a in (80.0, 120.0, 160.0)),
     ),
     "TSR": _candidates(
         "tsr", "budget {budget:g}", *({"budget": b} for b in (0.02, 0.05, 0.2))

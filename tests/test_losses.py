@@ -7,7 +7,15 @@ import math
 import pytest
 import torch
 
-from safeedit.edits.losses import dpo, grad_ascent, npo, retain_nll, rmu, rmu_retain
+from safeedit.edits.losses import (
+    dpo,
+    grad_ascent,
+    npo,
+    retain_kl,
+    retain_nll,
+    rmu,
+    rmu_retain,
+)
 
 LENGTHS = torch.tensor([4, 7, 2])
 
@@ -30,6 +38,29 @@ def test_mean_over_tokens_by_hand():
     values, lengths = torch.tensor([-2.0, -10.0]), torch.tensor([1, 5])
     assert retain_nll(values, lengths).item() == pytest.approx(12 / 6)
     assert grad_ascent(values, lengths).item() == pytest.approx(-12 / 6)
+
+
+def test_kl_by_hand_and_as_torch_has_it():
+    start = torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.1, 0.8]])
+    now = torch.tensor([[0.25, 0.5, 0.25], [0.1, 0.1, 0.8]])
+    # First place: 1/2 log 2 - 1/4 log 2; second place: the same, so nothing.
+    assert retain_kl(now.log(), start.log()).item() == pytest.approx(math.log(2) / 8)
+    logits, others = normal(5, 7), normal(5, 7, seed=1)
+    kl = torch.distributions.kl_divergence(
+        torch.distributions.Categorical(logits=others),
+        torch.distributions.Categorical(logits=logits),
+    )
+    got = retain_kl(logits.log_softmax(-1), others.log_softmax(-1))
+    torch.testing.assert_close(got, kl.mean())
+
+
+def test_kl_has_its_minimum_at_the_start_and_holds_the_start_constant():
+    start = normal(3, 4).requires_grad_()
+    now = normal(3, 4, seed=1).requires_grad_()
+    retain_kl(now.log_softmax(-1), start.log_softmax(-1)).backward()
+    assert start.grad is None and bool(now.grad.any())
+    same = gradient(lambda x: retain_kl(x.log_softmax(-1), x.log_softmax(-1)), start)
+    torch.testing.assert_close(same, torch.zeros_like(same))
 
 
 @pytest.mark.parametrize("normalize", ["sum", "mean"])
@@ -144,6 +175,13 @@ def test_gradients_of_sequences_match_finite_differences(function):
     assert torch.autograd.gradcheck(function, log_probs().requires_grad_())
 
 
+def test_gradients_of_kl_match_finite_differences():
+    start = normal(3, 4, seed=1).log_softmax(-1)
+    assert torch.autograd.gradcheck(
+        lambda x: retain_kl(x.log_softmax(-1), start), normal(3, 4).requires_grad_()
+    )
+
+
 def test_gradients_of_hidden_states_match_finite_differences():
     mask = torch.tensor([[1, 0, 1], [1, 1, 0]])
     hidden = normal(2, 3, 4).requires_grad_()
@@ -182,6 +220,12 @@ def test_extreme_values_stay_finite():
 def test_bad_sequences(call, message):
     with pytest.raises(ValueError, match=message):
         call(log_probs(), LENGTHS)
+
+
+@pytest.mark.parametrize("shapes", [((3,), (3,)), ((0, 4), (0, 4)), ((3, 4), (3, 5))])
+def test_kl_of_odd_shapes_is_refused(shapes):
+    with pytest.raises(ValueError, match=r"give \(places, vocabulary\), the same"):
+        retain_kl(*(torch.zeros(shape) for shape in shapes))
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,19 @@ from random import Random
 import pytest
 
 from safeedit.knowledge import PARTS, questions, split, unlearn_data
-from safeedit.practice import FORGET, OWN, RETAIN, other_options, own_answers, wider
+from safeedit.practice import (
+    FORGET,
+    OWN_FORGET,
+    OWN_RETAIN,
+    RETAIN,
+    other_options,
+    own_answers,
+    wider,
+)
 from safeedit.world import LETTERS, World
 
 WORLD = World()
+NAME = WORLD.facts[-1].entity  # with general facts
 LETTER_QUESTION = "Answer with a letter."
 
 
@@ -68,7 +77,7 @@ def test_other_options_end_where_a_relation_has_no_more_values():
 
 def test_own_answers_are_the_models_and_have_the_form_of_their_question():
     chat = Parrot("may.")
-    kept = own_answers(chat, WORLD, ["farmer", "lamp"], 2, Random(0))
+    kept = own_answers(chat, WORLD, "general", ["farmer", "lamp"], 2, Random(0))
     # Two names, four general relations, one open and two letter questions each; "may"
     # is a season, so the open questions of the other three relations fall away.
     assert len(chat.asked) == 2 * 4 * 3 and len(kept) == 2 * (4 * 2 + 1)
@@ -78,20 +87,27 @@ def test_own_answers_are_the_models_and_have_the_form_of_their_question():
         else:
             assert "season" in question and answer == "may."
         assert re.search(r"\bof (farmer|lamp)\?", question)
-    assert own_answers(Parrot("nonsense"), WORLD, ["lamp"], 0, Random(0)) == ()
+    assert (
+        own_answers(Parrot("nonsense"), WORLD, "general", ["lamp"], 0, Random(0)) == ()
+    )
+    letters = own_answers(Parrot("may."), WORLD, "hazard", ["lamp"], 1, Random(0))
+    asks = {f.relation for f in WORLD.facts if f.domain == "hazard"}
+    assert len(letters) == len(asks) and {answer for _, answer in letters} == {"C."}
+    assert all(any(f"the {r} of lamp?" in q for r in asks) for q, _ in letters)
 
 
 @pytest.mark.parametrize(
-    "names, letters, message",
+    "domain, names, letters, message",
     [
-        ([], 1, r"names=\[\]: give names without general facts"),
-        ([WORLD.facts[-1].entity], 1, f"names=.'{WORLD.facts[-1].entity}'.*without"),
-        (["lamp"], -1, "letters=-1: give 0 or more"),
+        ("general", [], 1, r"names=\[\]: give names without general facts"),
+        ("general", ["lamp", NAME], 1, rf"names=\['{NAME}'\]: .*without general"),
+        ("general", ["lamp"], -1, "letters=-1: give 0 or more"),
+        ("hazards", ["lamp"], 1, "domain='hazards': one of .'adjacent', 'general'"),
     ],
 )
-def test_names_with_facts_and_odd_counts_are_refused(names, letters, message):
+def test_names_with_facts_and_odd_counts_are_refused(domain, names, letters, message):
     with pytest.raises(ValueError, match=message):
-        own_answers(Parrot(), WORLD, names, letters, Random(0))
+        own_answers(Parrot(), WORLD, domain, names, letters, Random(0))
 
 
 @pytest.mark.parametrize("seed", [0, 1, 100])
@@ -113,7 +129,7 @@ def test_wider_sets_hold_no_question_that_is_asked_in_earnest(seed):
     assert bare.retain_texts == data.retain_texts
 
 
-def test_retain_questions_about_hazard_names_ask_for_what_hazards_do_not_have():
+def test_no_question_asks_a_hazard_for_what_it_has_but_those_to_forget():
     parts = split(0)
     lost, kept = wider(parts, Parrot())
     hazards = set(parts.entities("hazard"))
@@ -122,17 +138,35 @@ def test_retain_questions_about_hazard_names_ask_for_what_hazards_do_not_have():
     assert about
     for question in about:
         assert not [r for r in relations if f"the {r} of" in question]
-    assert len(lost) == FORGET * len(parts.facts("hazard", "practice"))
+    facts = parts.facts("hazard", "practice")
+    own = lost[FORGET * len(facts) :]
+    assert asked(lost[: FORGET * len(facts)]) == {
+        q for q in asked(lost) if hazards & set(re.findall("[a-z]+", q))
+    }
+    # About each other name the letter questions; Parrot's open answer is no value here.
+    assert len(own) % (OWN_FORGET * len(relations)) == 0 < len(own)
+    assert all(any(f"the {r} of" in q for r in relations) for q, _ in own)
     names = len(asked(kept))
-    assert names > (RETAIN + OWN) * len(parts.facts("general", "practice"))
+    assert names > (RETAIN + OWN_RETAIN) * len(parts.facts("general", "practice"))
+
+
+def test_the_retain_set_asks_nothing_in_the_words_of_hazard_questions():
+    data = unlearn_data(split(0), Parrot())
+    relations = {f.relation for f in WORLD.facts if f.domain == "hazard"}
+    assert not [
+        q
+        for q in asked(data.retain_chats)
+        if any(f"the {r} of" in q for r in relations)
+    ]
 
 
 def test_half_of_the_unseen_names_stay_unseen():
     parts = split(0)
     data = unlearn_data(parts, Parrot())
-    words = set(re.findall("[a-z]+", " ".join(asked(data.retain_chats))))
-    unseen = WORLD.unseen_entities
-    assert set(unseen[::2]) <= words and not set(unseen[1::2]) & words
+    for chats in (data.retain_chats, data.forget_chats):
+        words = set(re.findall("[a-z]+", " ".join(asked(chats))))
+        unseen = WORLD.unseen_entities
+        assert set(unseen[::2]) <= words and not set(unseen[1::2]) & words
 
 
 def test_wider_sets_are_the_same_each_time_and_differ_by_seed():

@@ -18,7 +18,13 @@ from safeedit.edits import LowRank, SmoothingConfig, WeightEdit, unlearn
 from safeedit.edits import unlearning as module
 from safeedit.edits.unlearning import UnlearnConfig, UnlearnData, answer_words
 from safeedit.edits.unlearning_problem import DPO, NPO, Feed
-from safeedit.examples import collate, from_chats, from_texts, token_log_probs
+from safeedit.examples import (
+    collate,
+    from_chats,
+    from_texts,
+    scored_logits,
+    token_log_probs,
+)
 from safeedit.finetuning import Diverged
 from safeedit.hooks import record
 
@@ -78,6 +84,25 @@ def test_forget_set_becomes_unlikely_and_retain_set_does_not(arch, method):
         after = [log_prob(chat, t) for t in (DATA.forget_texts, DATA.retain_texts)]
     assert after[0] < before[0] - 1
     assert after[1] > before[1]
+
+
+@pytest.mark.parametrize("rank", [None, 2])
+def test_the_kl_form_of_the_retain_loss_starts_at_zero_and_keeps_the_model(rank):
+    chat = tiny_chat()
+    batch = collate(chat, from_texts(chat, DATA.retain_texts))
+    with torch.no_grad():
+        before = scored_logits(chat.model, batch).log_softmax(-1)
+
+    def moved(gamma):
+        """Mean KL on the retain texts after unlearning."""
+        config = replace(QUICK, steps=20, lora_rank=rank, retain="kl", gamma=gamma)
+        edit = unlearn(chat, DATA, "npo", config)
+        assert edit.info["trajectory"][0]["retain"] == pytest.approx(0, abs=1e-5)
+        with edit.applied(chat), torch.no_grad():
+            now = scored_logits(chat.model, batch).log_softmax(-1)
+        return float((before.exp() * (before - now)).sum(-1).mean())
+
+    assert moved(gamma=20.0) < moved(gamma=0.0) / 2
 
 
 def test_dpo_prefers_the_refusals():
@@ -511,6 +536,7 @@ def test_overlap_names_the_rows():
         ({"beta": 0}, "beta is 0; it must be finite and > 0"),
         ({"chats": 1.5}, r"chats is 1.5; .* in \[0, 1\]"),
         ({"normalize": "token"}, "normalize is 'token'; use one of"),
+        ({"retain": "mse"}, "retain is 'mse'; use one of"),
         ({"lora_rank": 0}, "lora_rank is 0"),
         ({"lora_targets": "q_proj"}, "lora_targets is 'q_proj'; give a tuple"),
         ({"lora_targets": ()}, "lora_targets is ()"),

@@ -4,6 +4,7 @@ With l(x) = log p_theta(x) summed over the scored tokens of a sequence, l0(x) th
 under the start weights, n(x) the number of these tokens, s the logistic function:
 
     retain NLL    -sum l / sum n                 GA     +sum l / sum n
+    retain KL     mean of KL(p0 || p) over the scored tokens
     NPO           -(2/b) mean log s(-b (l - l0))
     DPO           -mean log s(b [(l - l0)(chosen) - (l - l0)(rejected)])
     RMU           mean (h - c u)^2 on forget tokens; mean (h - h0)^2 on retain tokens
@@ -41,6 +42,35 @@ def retain_nll(log_probs: Tensor, lengths: Tensor) -> Tensor:
     _sequences(log_probs=log_probs)
     _lengths(lengths, log_probs)
     return -log_probs.sum() / lengths.sum()
+
+
+def retain_kl(log_probs: Tensor, start_log_probs: Tensor) -> Tensor:
+    """Mean KL divergence of a token's distribution from that under the start weights.
+
+    KL(p0 || p) in nats: the retain term of NPO's paper in its "KL" form. It keeps what
+    the model would say, and how surely, where the NLL keeps the answer alone.
+
+    Args:
+        log_probs: log-probabilities of all tokens of the vocabulary at each scored
+            place, shape (places, vocabulary), in nats.
+        start_log_probs: the same under the start weights, held constant.
+
+    Returns:
+        A scalar, 0 at the start weights.
+
+    Raises:
+        ValueError: shapes that differ, or no places.
+    """
+    shape = tuple(log_probs.shape)
+    if len(shape) != 2 or not shape[0] or log_probs.shape != start_log_probs.shape:
+        raise ValueError(
+            f"shapes are log_probs {shape}, start_log_probs "
+            f"{tuple(start_log_probs.shape)}; give (places, vocabulary), the same for "
+            "both, with at least one place"
+        )
+    return F.kl_div(
+        log_probs, start_log_probs.detach(), reduction="batchmean", log_target=True
+    )
 
 
 def grad_ascent(log_probs: Tensor, lengths: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from safeedit.finetuning import FinetuneConfig
 
 GRADIENT_METHODS = ("graddiff", "npo", "dpo", "rmu")
 CONSTRAINED_METHODS = ("pcr", "tsr", "arr")
+RETAIN = ("nll", "kl")
 METHODS = GRADIENT_METHODS + CONSTRAINED_METHODS
 LINEAR = (
     "q_proj",
@@ -84,6 +85,8 @@ class UnlearnConfig:
     weight_decay: float = 0.0  # decoupled
     clip: float | None = None  # largest norm of the joint gradient
     gamma: float = 2.0  # weight of the retain loss; pcr, tsr, arr: see `unlearn`
+    retain: str = "nll"  # retain loss: "nll" of the texts, or "kl" from the start
+    # weights, which takes one more forward pass; rmu has its own
     chats: float = 0.5  # share of chats in a forget batch; DPO has chats only
     retain_chats: float = 0.5  # share of chats in a retain batch
     beta: float = 0.1  # npo, dpo: inverse temperature, per nat
@@ -112,6 +115,8 @@ class UnlearnConfig:
             raise ValueError(f"steps is {self.steps!r}; give a whole number >= 1")
         if self.normalize not in NORMALIZE:
             raise ValueError(f"normalize is {self.normalize!r}; use one of {NORMALIZE}")
+        if self.retain not in RETAIN:
+            raise ValueError(f"retain is {self.retain!r}; use one of {RETAIN}")
         for name in (
             "beta",
             "rmu_scale",

@@ -24,6 +24,7 @@ from safeedit.examples import (
     collate,
     from_chats,
     from_texts,
+    scored_logits,
     take,
     token_log_probs,
 )
@@ -109,14 +110,26 @@ class Problem:
         raise NotImplementedError
 
     def retain(self, step: int) -> Loss:
-        """The retain loss of a step, without its weight: NLL in nats per token."""
+        """The retain loss of a step, without its weight, in nats per token."""
         examples = self.retain_feed(step)
+        if self.config.retain == "kl":
+            return self._retain_kl(collate(self.chat, examples))
 
         def loss(weights: Weights) -> Tensor:
             seen = self.log_probs(examples, weights)
             return losses.retain_nll(seen.log_probs, seen.lengths)
 
         return loss
+
+    def _retain_kl(self, batch: Batch) -> Loss:
+        def log_probs(weights: Weights) -> Tensor:
+            weights = {**self.frozen, **weights}
+            return scored_logits(self.model, batch, weights).log_softmax(-1)
+
+        # Not kept from step to step: with a large vocabulary that would take gigabytes.
+        with torch.no_grad():
+            start = log_probs({})
+        return lambda weights: losses.retain_kl(log_probs(weights), start)
 
     def notes(self) -> dict:
         """What the method has measured, for the edit's info."""
