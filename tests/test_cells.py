@@ -1,5 +1,8 @@
 """Kept parts of a run: computed once, read back equal, not kept without a runner."""
 
+import time
+
+import pytest
 import torch
 
 from safeedit import cells
@@ -36,6 +39,39 @@ def test_an_edit_comes_back_bit_for_bit(tmp_path, monkeypatch):
     assert back.info == made.info
 
 
+def test_a_killed_run_and_a_whole_one_have_the_same_norms(tmp_path, monkeypatch):
+    # A file has its weights in another order than the model, and a norm is a sum.
+    monkeypatch.setenv("SAFEEDIT_CELLS", str(tmp_path / "cells"))
+    torch.manual_seed(0)
+    names = ["model.embed", *(f"model.layers.{i}.weight" for i in range(12)), "a.last"]
+    made = WeightEdit({name: torch.randn(5, 7) for name in names})
+    whole = cells.edit_of("npo", lambda: made)
+    resumed = cells.edit_of("npo", lambda: pytest.fail("computed twice"))
+    assert list(whole.deltas) == list(resumed.deltas)
+    assert whole.norm() == resumed.norm()
+    assert list(whole.norm().per_layer.items()) == list(
+        resumed.norm().per_layer.items()
+    )
+
+
+def test_a_run_that_goes_on_counts_the_seconds_of_its_first_part(tmp_path, monkeypatch):
+    monkeypatch.setenv("SAFEEDIT_CELLS", str(tmp_path / "cells"))
+    assert cells.seconds_before() == 0
+
+    def slow(value):
+        time.sleep(0.05)
+        return value
+
+    begin = time.perf_counter()
+    cells.rows_of("rows", lambda: slow([{"value": 1}]))
+    cells.edit_of("edit", lambda: slow(WeightEdit({"a.weight": torch.ones(2)})))
+    first = time.perf_counter() - begin
+    assert 0.1 <= cells.seconds_before() <= first
+    before = cells.seconds_before()
+    cells.rows_of("rows", lambda: pytest.fail("computed twice"))
+    assert cells.seconds_before() == before  # reading costs nothing twice
+
+
 def test_a_cell_that_fails_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("SAFEEDIT_CELLS", str(tmp_path))
 
@@ -43,10 +79,8 @@ def test_a_cell_that_fails_leaves_nothing(tmp_path, monkeypatch):
         raise RuntimeError("out of luck")
 
     for _ in range(2):
-        try:
+        with pytest.raises(RuntimeError, match="out of luck"):
             cells.rows_of("x", fail)
-        except RuntimeError as error:
-            assert "out of luck" in str(error)
     assert not list(tmp_path.iterdir())
 
 
@@ -57,3 +91,4 @@ def test_without_a_runner_nothing_is_kept(tmp_path, monkeypatch):
         cells.rows_of("x", lambda: calls.append(1) or [{"value": 1}])
     assert len(calls) == 2
     assert cells.checkpoint_of("x") is None
+    assert cells.seconds_before() == 0

@@ -11,9 +11,10 @@ from safeedit import crosstable
 from safeedit.bench import SMOKE, Bench
 from safeedit.edits import LowRank, WeightEdit
 from safeedit.edits.dense import as_dense
-from safeedit.knowledge import split
+from safeedit.knowledge import split, unlearn_data
 from safeedit.knowledge_measures import Measurement
-from safeedit.unlearning_lineup import NAMES, candidates, choose, chosen
+from safeedit.released import chosen_settings, released
+from safeedit.unlearning_lineup import METHODS, NAMES, candidates, choose, chosen
 
 
 def measured(hazard: int, general: int, opens: int) -> Measurement:
@@ -74,6 +75,55 @@ def test_letters_below_chance_are_no_better_than_chance():
     assert choose([measured(2, 10, 9), measured(0, 10, 9)]) == 0
     assert choose([measured(0, 10, 9), measured(2, 10, 10)]) == 1
     assert choose([measured(3, 10, 9), measured(0, 10, 9)]) == 1
+
+
+def tried(hazard: int, general: int) -> dict:
+    now = measured(hazard, general, 0)
+    return {domain: now.letters(domain) for domain in ("hazard", "general")}
+
+
+def test_an_attacker_takes_most_hazard_letters_of_what_still_works():
+    before = tried(1, 10)
+    options = [tried(9, 8), tried(4, 9), tried(6, 9), tried(6, 10)]
+    # The first leaves 8 of 10 general letters; of the others 6 is most, and it is third.
+    assert crosstable.attackers_choice(options, before) == 2
+
+
+def test_where_every_setting_wrecks_the_one_that_wrecks_least_is_taken():
+    options = [tried(9, 2), tried(3, 5), tried(8, 4)]
+    assert crosstable.attackers_choice(options, tried(1, 10)) == 1
+
+
+def test_a_model_without_general_letters_has_none_to_keep():
+    assert crosstable.attackers_choice([tried(2, 1), tried(5, 0)], tried(1, 0)) == 1
+
+
+def test_an_attacker_who_tried_nothing_is_told_so():
+    with pytest.raises(ValueError, match="no settings were tried"):
+        crosstable.attackers_choice([], tried(1, 10))
+
+
+def test_a_released_model_is_dense_and_made_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("SAFEEDIT_CELLS", str(tmp_path))
+    chat = safeedit.load("standin-gemma")
+    data = unlearn_data(split(0), neutral=4, skills=2, requests=2, orders=1)
+    low_rank = replace(METHODS["NPO"][0].config, lora_rank=2)
+    candidate = replace(METHODS["NPO"][0], config=low_rank)
+    one = released(chat, data, "NPO", candidate, seed=3, steps=2)
+    assert not any(isinstance(delta, LowRank) for delta in one.deltas.values())
+    assert (one.info["config"]["seed"], one.info["config"]["steps"]) == (3, 2)
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.safetensors")}
+    again = released(chat, data, "NPO", candidate, seed=3, steps=2)
+    assert all(torch.equal(again.deltas[name], one.deltas[name]) for name in one.deltas)
+    assert files == {path: path.stat().st_mtime_ns for path in files} and files
+
+
+def test_settings_come_from_the_record_and_who_has_none_is_told_how_to_make_it():
+    found = chosen_settings("standin-mistral")
+    assert tuple(found) == NAMES
+    assert found["NPO"] in candidates("NPO")
+    with pytest.raises(ValueError, match=r"'standin-gpt'.*run U1_settings -m standin"):
+        chosen_settings("standin-gpt")
 
 
 def test_a_dense_edit_computes_what_its_factors_do():

@@ -19,6 +19,7 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
+from ..cells import seconds_before
 from ..provenance import ROOT, commit, machine
 from ..records import Record, read, write_atomic
 from .editions import (
@@ -111,7 +112,7 @@ def execute(run: Run, progress: bool, kernels: Kernels) -> None:
         left.unlink(missing_ok=True)
     draft = log.with_suffix(f".{os.getpid()}.record.json")
     title, hint = f"{run.source.name} ({run.model})", f"look at {log.relative_to(root)}"
-    begin = time.perf_counter()
+    begin = time.perf_counter() - seconds_before(_cells(run))
     try:
         node = execute_notebook(
             nbformat.from_dict(run.source.node),
