@@ -178,7 +178,8 @@ def pruning(bench: Bench) -> list[Cell]:
 
 
 def attackers_choice(
-    tried: Sequence[Mapping[str, Sequence[float]]], before: Mapping[str, Sequence[float]]
+    tried: Sequence[Mapping[str, Sequence[float]]],
+    before: Mapping[str, Sequence[float]],
 ) -> int:
     """Index of the setting of an attack that does best on validation questions.
 

@@ -85,7 +85,7 @@ def tried(hazard: int, general: int) -> dict:
 def test_an_attacker_takes_most_hazard_letters_of_what_still_works():
     before = tried(1, 10)
     options = [tried(9, 8), tried(4, 9), tried(6, 9), tried(6, 10)]
-    # The first leaves 8 of 10 general letters; of the others 6 is most, and it is third.
+    # The first leaves 8 of 10 general letters; of the others 6 is most.
     assert crosstable.attackers_choice(options, before) == 2
 
 
