@@ -59,8 +59,14 @@ METHODS: dict[str, tuple[Candidate, ...]] = {
         "gamma {gamma:g}",
         *({"gamma": g, **_SHORT} for g in (2.0, 4.0, 8.0)),
     ),
-    "NPO": _candidates(
-        "npo", "gamma {gamma:g}", *({"gamma": g} for g in (4.0, 8.0, 16.0))
+    "NPO": (
+        *_candidates("npo", "gamma {gamma:g}", *({"gamma": g} for g in (4.0, 8.0))),
+        # With 16 sequences a step even this weight loses general letters of Mistral.
+        *_candidates(
+            "npo",
+            "gamma {gamma:g}, retain batch {retain_batch}",
+            {"gamma": 16.0, "retain_batch": 32},
+        ),
     ),
     "DPO": _candidates(
         "dpo",
