@@ -336,6 +336,16 @@ def test_record_and_editions_share_the_fingerprint(done):
     assert status["seconds"] > 0
 
 
+def test_seconds_of_a_run_that_goes_on_are_those_of_all_its_parts(copy):
+    run = run_of(copy)
+    kept = copy / "runs" / "cells" / run.fingerprint / "part.json.seconds"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("1000.5")
+    runner.refresh(run, force=True, progress=False)
+    assert json.loads(run.status_path.read_text())["seconds"] > 1000.5
+    assert not kept.exists()  # the next run begins anew
+
+
 def test_no_seconds_or_paths_in_notebooks(done):
     for content in outputs(done).values():
         text = content.decode()
