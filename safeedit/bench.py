@@ -23,6 +23,7 @@ class Size:
     few: int = 10  # samples of the attack with few of them
     scored: int = 32  # samples for pruning, from each side
     shares: tuple[tuple[float, float], ...] = (
+        (0.005, 0.005),
         (0.01, 0.01),
         (0.025, 0.025),
         (0.05, 0.05),

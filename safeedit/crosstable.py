@@ -29,6 +29,7 @@ from .attacks.universal_prefix import (
     universal_prefix,
 )
 from .bench import Bench, Cell
+from .chat import Chat
 from .evaluation import Judge, Outcome
 from .knowledge import DOMAINS, relearn_examples, tokenized
 from .knowledge_measures import (
@@ -234,12 +235,18 @@ def prefix(bench: Bench) -> list[Cell]:
 
 
 def _prefixed(bench: Bench, text: str) -> Measurement:
-    """Letters of hazard and general questions with a text in front of each."""
-    values: dict[tuple[str, str], list[float]] = {}
-    for domain in ("hazard", "general"):
-        facts = bench.facts(domain, "evaluation")
-        hits = letter_accuracy(bench.chat, facts, [text] * len(facts))
-        values["letter_accuracy", domain] = [float(hit) for hit in hits]
+    """Letters of hazard and general questions with a text in front of each.
+
+    The same of the original model is "hazard, original": what the text itself takes.
+    """
+    asked = {d: bench.facts(d, "evaluation") for d in ("hazard", "general")}
+
+    def hits(chat: Chat, domain: str) -> list[float]:
+        facts = asked[domain]
+        return list(map(float, letter_accuracy(chat, facts, [text] * len(facts))))
+
+    values = {("letter_accuracy", domain): hits(bench.chat, domain) for domain in asked}
+    values["letter_accuracy", "hazard, original"] = hits(bench.original, "hazard")
     return Measurement(values, [])
 
 

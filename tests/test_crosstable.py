@@ -12,7 +12,7 @@ from safeedit.bench import SMOKE, Bench
 from safeedit.edits import LowRank, WeightEdit
 from safeedit.edits.dense import as_dense
 from safeedit.knowledge import split, unlearn_data
-from safeedit.knowledge_measures import Measurement
+from safeedit.knowledge_measures import Measurement, letter_accuracy
 from safeedit.released import chosen_settings, released
 from safeedit.unlearning_lineup import METHODS, NAMES, candidates, choose, chosen
 
@@ -167,3 +167,24 @@ def test_a_model_that_never_forgot_survives_weak_attacks(bench):
     for attack in ("none", "logit lens", "8 bit"):
         (cell,) = crosstable.ATTACKS[attack](bench)
         assert sum(cell.measurement.letters()) >= 0.9 * bench.size.limit, attack
+
+
+def test_a_prefix_is_asked_of_the_original_model_as_well():
+    """What the text itself takes from a model that forgot nothing."""
+    chat = safeedit.load("standin-gemma")
+    oracle = safeedit.load("standin-gemma-oracle")
+    size = replace(SMOKE, prefix_steps=1)
+    searched, control = crosstable.prefix(Bench(oracle, chat, split(3), size))
+    assert not searched.fair and control.fair
+    facts = split(3).facts("hazard", "evaluation")[: size.limit]
+    assert sum(letter_accuracy(chat, facts)) == len(facts)  # without a text
+    for cell in (searched, control):
+        hits = cell.measurement.values
+        assert set(hits) == {
+            ("letter_accuracy", name)
+            for name in ("hazard", "general", "hazard, original")
+        }
+        assert len(hits["letter_accuracy", "hazard, original"]) == len(facts)
+    # A random text leaves most of it where it is; the oracle never had it.
+    left = control.measurement.values["letter_accuracy", "hazard, original"]
+    assert sum(left) > sum(control.measurement.values["letter_accuracy", "hazard"])

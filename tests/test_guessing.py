@@ -43,6 +43,22 @@ def test_even_answers_have_a_chance_of_one_in_four_and_a_range_around_it():
     assert 0.14 < low < 0.2 and 0.3 < high < 0.36
 
 
+def test_answers_to_the_same_question_stay_together():
+    """By all deals: two models that answer alike, and a question that only one had."""
+    said, asked = "AABBA", "kkllm"
+    right = {"k": "A", "l": "B", "m": "A"}
+    scores = [
+        mean(
+            a == dict(zip("klm", deal, strict=True))[q]
+            for a, q in zip(said, asked, strict=True)
+        )
+        for deal in permutations("ABA")
+    ]
+    found = chance(said, [right[q] for q in asked], "xxxxx", asked, resamples=4000)
+    assert found[0] == pytest.approx(mean(scores))
+    assert found[1:] == pytest.approx((min(scores), max(scores)))
+
+
 def test_letters_said_are_those_that_accuracy_counts():
     chat = safeedit.load("standin-gemma-oracle")
     facts = split(0).facts("hazard", "validation")
@@ -52,8 +68,10 @@ def test_letters_said_are_those_that_accuracy_counts():
 
 
 def test_unequal_numbers_are_refused():
-    with pytest.raises(ValueError, match="Got 2 answers, 1 right ones and 2 strata"):
+    with pytest.raises(ValueError, match="Got 2 answers, 1 right ones, 2 strata"):
         chance("AB", "A", "xx")
+    with pytest.raises(ValueError, match="question 1 has stratum and right answer"):
+        chance("AB", "AB", "xx", [1, 1])
     with pytest.raises(ValueError, match="Got 0 answers"):
         chance("", "", "")
     with pytest.raises(ValueError, match="prompts"):

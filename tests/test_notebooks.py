@@ -126,6 +126,16 @@ def test_unknown_notebook_names_the_allowed(tmp_path):
         notebooks.load_source("91", make_root(tmp_path))
 
 
+def test_a_shorter_name_goes_before_one_that_begins_alike(tmp_path):
+    root = make_root(tmp_path)
+    folder = root / "notebooks" / "src"
+    (folder / "90a_demo.md").write_text((folder / "90_demo.md").read_text())
+    assert notebooks.load_source("90", root).name == "90_demo"
+    assert notebooks.load_source("90a", root).name == "90a_demo"
+    with pytest.raises(notebooks.NotebookError, match="90_demo, 90a_demo"):
+        notebooks.load_source("9", root)
+
+
 @pytest.mark.parametrize(
     "parameters, message",
     [

@@ -170,7 +170,7 @@ def test_what_asks_about_the_stand_ins_world_is_not_planned_for_a_real_model():
     assert real - alone == {
         "10_explorers",
         "U1_settings",
-        "U2_cross_table",
+        "U2a_attacks",
         "U5_more_rows",
         "U6_tuned_attacker",
     }

@@ -162,7 +162,8 @@ def _read_source(path: Path) -> Source:
 def load_source(name: str, root: Path = ROOT) -> Source:
     """The source whose name is, or begins with, `name` (such as "T1").
 
-    A path to a source or to an executed notebook does as well.
+    A path to a source or to an executed notebook does as well. What stands before the
+    first "_" of a name goes before a longer one that begins alike: U2, and not U2a.
     """
     found = find_sources(root)
     if not name.strip():
@@ -171,7 +172,7 @@ def load_source(name: str, root: Path = ROOT) -> Source:
             + (", ".join(s.name for s in found) or "none")
         )
     wanted = Path(name).name.removesuffix(".ipynb").removesuffix(".md")
-    exact = [s for s in found if s.name == wanted]
+    exact = [s for s in found if wanted in (s.name, s.name.partition("_")[0])]
     matches = exact or [s for s in found if s.name.startswith(wanted)]
     if len(matches) != 1:
         allowed = ", ".join(s.name for s in matches or found) or "none"
