@@ -2,7 +2,8 @@
 
 A claim holds where the whole 95 % interval of its value lies on its side of the null
 value, does not hold where it lies on the other, and cannot be told where the null value
-is inside. The seeds of the records are put together first, by `tables.pooled`.
+is inside. Seeds are put together first: by `over_runs` where the records hold answers
+question by question, else by `tables.pooled`.
 """
 
 from __future__ import annotations
@@ -73,7 +74,10 @@ def judged(evidence: pd.DataFrame, claim: Claim) -> pd.DataFrame:
     """
     hit = _matching(evidence, claim.where)
     ratio, difference = claim.null == 1, claim.null == 0
-    both = tables.pooled(hit, ["model"], log=ratio, continuity=difference)
+    if "runs" in hit and hit.runs.notna().all():  # of all runs already: `over_runs`
+        both = hit[["model", "value", "n", "low", "high"]].reset_index(drop=True)
+    else:
+        both = tables.pooled(hit, ["model"], log=ratio, continuity=difference)
     above, below = SIDES[claim.side]
     both["verdict"] = UNTOLD
     both.loc[both.low > claim.null, "verdict"] = above

@@ -1,6 +1,6 @@
 """The robustness-utility frontier: what an unlearned model keeps, and what comes back.
 
-For each method: the share of general letters before any attack, and the recovery of
+For each method: the general letters it has before any attack, and the recovery of
 hazard letters under the attack that brings back most of them, among those that leave
 the model working (`utility_kept`). The worst of many noisy figures lies above the true
 one, so the frontier is a cautious picture and not an estimate.
@@ -14,8 +14,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-
-from . import tables
 
 TINTS = {  # Okabe-Ito; smoothed NPO shares the colour of NPO
     "GradDiff": "#CC79A7",
@@ -33,34 +31,37 @@ def frontier(rows: pd.DataFrame) -> pd.DataFrame:
     """The points of the picture.
 
     Args:
-        rows: tidy rows of the cross table's records, with columns model, defense,
-            attack, metric, dataset, measure, value, n, low, high, unit.
+        rows: tidy rows of the cross table over all runs (`over_runs.frame`).
 
     Returns:
         A row for each model and method: model, defense, general, general_low,
-        general_high, recovery, low, high (of the recovery) and attack, the worst one.
-        Methods without an attack that leaves them working are left out.
+        general_high (share of general letters), needed (nine tenths of the base's),
+        recovery, low, high (of the recovery) and attack, the worst one. Methods
+        without an attack that leaves them working are left out.
     """
-    back = rows[(rows.metric == "recovery") & (rows.measure == "letter_accuracy")]
-    back = tables.pooled(back[back.attack != "none"], ["model", "defense", "attack"])
-    gate = rows[rows.metric == "utility_kept"].groupby(["model", "defense", "attack"])
-    kept = gate.value.mean().rename("kept")
+    back = rows[
+        (rows.metric == "recovery")
+        & (rows.measure == "letter_accuracy")
+        & (rows.attack != "none")
+    ]
+    gate = rows[rows.metric == "utility_kept"]
+    kept = gate.set_index(["model", "defense", "attack"]).value.rename("kept")
     back = back.join(kept, on=["model", "defense", "attack"])
     # The logit lens changes nothing, so it has no gate.
-    back = back[back.kept.fillna(1) >= 0.5]
+    back = back[back.kept.fillna(1) > 0.5]
     worst = back.sort_values("value").groupby(["model", "defense"]).tail(1)
     worst = worst.rename(columns={"value": "recovery"})
     general = rows[
         (rows.metric == "letter_accuracy")
         & (rows.dataset == "general")
         & (rows.attack == "none")
-    ]
-    useful = tables.pooled(general, ["model", "defense"]).rename(
-        columns={"value": "general", "low": "general_low", "high": "general_high"}
+    ].rename(columns={"value": "general", "low": "general_low", "high": "general_high"})
+    base = general[general.defense == "base"].groupby("model").general.first()
+    sides = ["general", "general_low", "general_high"]
+    both = worst[["model", "defense", "attack", "recovery", "low", "high"]].merge(
+        general[["model", "defense", *sides]], on=["model", "defense"]
     )
-    both = worst.drop(columns=["n", "kept"]).merge(
-        useful.drop(columns="n"), on=["model", "defense"]
-    )
+    both["needed"] = 0.9 * both.model.map(base).astype(float)
     order = {name: i for i, name in enumerate(dict.fromkeys(rows.model))}
     return both.sort_values("model", key=lambda m: m.map(order), kind="stable")
 
@@ -77,7 +78,8 @@ def draw(points: pd.DataFrame) -> Figure:
         1, len(models), figsize=size, sharey=True, squeeze=False
     )
     for ax, model in zip(axes.flat, models, strict=True):
-        for r in points[points.model == model].itertuples():
+        own = points[points.model == model]
+        for r in own.itertuples():
             plain, _, smoother = str(r.defense).partition("+")
             tint, mark = TINTS.get(plain, "#999999"), MARKS.get(smoother, "o")
             ax.plot([r.general] * 2, [r.low, r.high], color="#CCCCCC", lw=1, zorder=1)
@@ -95,11 +97,11 @@ def draw(points: pd.DataFrame) -> Figure:
             )
         for y in (0, 1):
             ax.axhline(y, color="#BBBBBB", lw=1, ls=":")
-        ax.axvline(0.9, color="#BBBBBB", lw=1, ls=":")
+        ax.axvline(own.needed.iloc[0], color="#BBBBBB", lw=1, ls=":")
         ax.set(
             xlim=(0.2, 1.03),
             ylim=(-0.3, 1.2),
-            xlabel="general letters kept",
+            xlabel="general letters right",
             title=model.removeprefix("standin-"),
         )
         ax.set_yticks(np.arange(0, 1.01, 0.25))

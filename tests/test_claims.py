@@ -63,6 +63,17 @@ def test_seeds_count_together_and_other_rows_do_not():
     assert math.isclose(together.value, -0.05)
 
 
+def test_a_row_over_all_runs_keeps_its_own_interval():
+    """It is not symmetrical, and nothing is added to it."""
+    row = records.row("difference", -0.2, 360, -0.5, -0.1, defense="A", attack="x")
+    own = pd.DataFrame(
+        [row | {"runs": 5, "model": "m"} | {"notebook": "U2_cross_table"}]
+    )
+    found = judged(own, Claim("less", WHERE)).iloc[0]
+    assert (found.low, found.high, found.n) == (-0.5, -0.1, 360)
+    assert found.verdict == "holds"
+
+
 def test_an_attack_that_wrecks_the_model_is_marked():
     frame = evidence({"m": -0.5}, defense="A", attack="x")
     for kept, star in ((0.0, True), (1.0, False)):

@@ -2,6 +2,7 @@
 
 import matplotlib.pyplot as plt
 import pandas as pd
+import pytest
 
 from safeedit import records
 from safeedit.frontier import draw, frontier
@@ -30,19 +31,19 @@ def rows_of(defense, recoveries, general, kept=None):
         )
         for attack, value in kept.items()
     ]
-    out.append(
+    out += [
         records.row(
             "letter_accuracy",
-            general,
+            share,
             32,
-            general - 0.1,
-            general + 0.1,
-            defense=defense,
+            share - 0.1,
+            share + 0.1,
+            defense=name,
             attack="none",
             dataset="general",
-            unit="share",
         )
-    )
+        for name, share in ((defense, general), ("base", 0.8))
+    ]
     return pd.DataFrame(out).assign(model="standin-gemma")
 
 
@@ -52,13 +53,14 @@ def test_the_worst_attack_counts_and_no_attack_does_not():
     assert (point.attack, point.recovery, point.general) == ("b", 0.7, 0.75)
     assert point.general_low < 0.75 < point.general_high
     assert point.low < 0.7 < point.high
+    assert point.needed == pytest.approx(0.72)  # nine tenths of the base's
 
 
 def test_an_attack_that_wrecks_the_model_does_not_count():
     rows = rows_of("RMU", {"a": 0.2, "b": 0.7}, 0.75, {"a": 1.0, "b": 0.0})
     (point,) = frontier(rows).itertuples()
     assert point.attack == "a"
-    every = rows_of("RMU", {"a": 0.2}, 0.75, {"a": 0.0})
+    every = rows_of("RMU", {"a": 0.2}, 0.75, {"a": 0.5})  # half of the runs
     assert frontier(every).empty
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import io
 from pathlib import Path
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from ..provenance import ROOT
+
+if TYPE_CHECKING:
+    from ..records import Record
 
 FOLDER = ROOT / "book"
 
@@ -28,36 +30,37 @@ def pictures() -> dict:
 def lineup() -> str:
     """All defenses under static and adaptive attack, from the records of T1, as SVG."""
     from .. import plots, tables
+    from ..records import rows_frame
 
-    rows = _rows("T1_attack_success")
+    rows = rows_frame(_records("T1_attack_success"))
     plots.set_style()
     return _svg(plots.lineup(tables.attack_success(rows)))
 
 
 def frontier() -> str:
     """Unlearning methods under their worst attack, from the cross table, as SVG."""
-    from .. import frontier, plots
+    from .. import frontier, over_runs, plots
 
-    rows = _rows("U2_cross_table")
+    rows = over_runs.frame(_records("U2a_attacks"))
     plots.set_style()
     return _svg(frontier.draw(frontier.frontier(rows)))
 
 
-def _rows(notebook: str) -> pd.DataFrame:
-    """Rows of the stand-ins' records of one notebook.
+def _records(notebook: str) -> list[Record]:
+    """The stand-ins' records of one notebook.
 
     Raises:
         RecordError: there are no such records.
     """
-    from ..records import RecordError, find, rows_frame
+    from ..records import RecordError, find
 
-    records = find(notebook=notebook, weights="stand-in")
-    if not records:
+    found = find(notebook=notebook, weights="stand-in")
+    if not found:
         raise RecordError(
             f"there are no records of {notebook} yet. Next step: "
             "python -m safeedit notebooks"
         )
-    return rows_frame(records)
+    return found
 
 
 def _svg(figure) -> str:
