@@ -72,7 +72,7 @@ def share(
     own = np.asarray(hits, dtype=float)
     p = float(own.mean())
     spread, degrees = _variance(own - p, runs, questions)
-    n = float(len(set(questions)))
+    n = float(len(np.unique(_codes(questions))))
     if spread > 0:
         n = min(n, p * (1 - p) / spread)
     z = _quantile(degrees, confidence)
@@ -126,14 +126,15 @@ def _variance(
             f"Got {n} values, {len(runs)} runs and {len(questions)} questions; give "
             "one of each for every answer."
         )
-    asked = list(zip(runs, questions, strict=True))
-    if len(set(asked)) < n:
-        twice = next(pair for pair in asked if asked.count(pair) > 1)
-        raise ValueError(
-            f"question {twice[1]!r} stands twice in run {twice[0]!r}; give each once"
-        )
     kinds = [_codes(labels) for labels in (runs, questions)]
     counts = [int(codes.max(initial=-1)) + 1 for codes in kinds]
+    first = np.unique(kinds[0] * n + kinds[1], return_index=True)[1]
+    if len(first) < n:
+        again = min(set(range(n)) - set(first.tolist()))
+        raise ValueError(
+            f"question {questions[again]!r} stands twice in run {runs[again]!r}; give "
+            "each once"
+        )
     if counts[1] < 2:
         raise ValueError(f"Got {counts[1]} questions; an interval needs two or more.")
 
@@ -149,6 +150,9 @@ def _variance(
 
 
 def _codes(labels: Labels) -> np.ndarray:
+    """Whole numbers from 0 on, one for each different label."""
+    if isinstance(labels, np.ndarray):
+        return np.unique(labels, return_inverse=True)[1]
     place = {label: code for code, label in enumerate(dict.fromkeys(labels))}
     return np.array([place[label] for label in labels], dtype=int)
 

@@ -7,13 +7,13 @@
   gain_difference, whether it gives back more;
 * chance levels of the answers (`guessing`).
 
-All are paired by question and run, see `answers` and `clustered`.
+All are paired by question and run, see `answer_tables` and `clustered`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from itertools import product
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ import pandas as pd
 from scipy import stats
 
 from . import clustered, records
-from .answers import Tables, asked, name_of, tables_of
+from .answer_tables import Tables, asked, name_of, tables_of
 from .guessing import chance
 from .knowledge_statistics import utility_kept
 from .tables import Z
@@ -46,83 +46,118 @@ def together(
         attack leaves nine tenths of the unlearned model's general letters. Where base
         and oracle cannot be told apart there is no recovery.
     """
+    grids = {name: _Grid.of(frame) for name, frame in tables.items()}
     rows = []
-    for (measure, dataset), frame in tables.items():
-        for defense, attack, tuned in frame:
-            labels = {"versus": tuned} if tuned else {}
-            rows.append(
-                _row(
-                    measure,
-                    clustered.share,
-                    [frame[defense, attack, tuned]],
-                    defense=defense,
-                    attack=attack,
-                    dataset=dataset,
-                    **labels,
-                )
-            )
+    for (measure, dataset), grid in grids.items():
+        for (defense, attack, tuned), hits in grid.columns.items():
+            labels = {"defense": defense, "attack": attack, "dataset": dataset}
+            labels |= {"versus": tuned} if tuned else {}
+            rows.append(grid.row(measure, clustered.share, [hits], **labels))
     for measure in MEASURES:
-        rows += _recoveries(tables[measure, "hazard"], measure)
-    rows += _pairs(tables["letter_accuracy", "hazard"], versus)
-    return rows + _gates(tables["letter_accuracy", "general"])
+        rows += _recoveries(grids[measure, "hazard"], measure)
+    rows += _pairs(grids["letter_accuracy", "hazard"], versus)
+    return rows + _gates(grids["letter_accuracy", "general"])
 
 
-def _recoveries(frame: pd.DataFrame, measure: str) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class _Grid:
+    """One table of `answer_tables.tables_of` as arrays.
+
+    Attributes:
+        columns: (defense, attack, tuned on) -> hits, NaN where a run lacks them.
+        runs, questions: a number for the run and the question of each line.
+    """
+
+    columns: dict[tuple[str, str, str], np.ndarray]
+    runs: np.ndarray
+    questions: np.ndarray
+
+    @classmethod
+    def of(cls, frame: pd.DataFrame) -> _Grid:
+        columns = {key: frame[key].to_numpy() for key in frame}
+        names = (frame.index.get_level_values(level) for level in range(2))
+        return cls(columns, *(pd.factorize(name)[0] for name in names))
+
+    def cells(self) -> list[tuple[str, str]]:
+        """Methods and references under attacks not tuned on somebody else."""
+        return [
+            (defense, attack) for defense, attack, tuned in self.columns if not tuned
+        ]
+
+    def reference(self, name: str, attack: str, defense: str) -> np.ndarray | None:
+        """A reference under the attack as it was tuned on a method, or as it is."""
+        tuned = self.columns.get((name, attack, defense))
+        return self.columns.get((name, attack, "")) if tuned is None else tuned
+
+    def row(
+        self,
+        metric: str,
+        interval: Callable[..., tuple[float, float, float]],
+        columns: Sequence[np.ndarray],
+        **labels: Any,
+    ) -> dict[str, Any]:
+        """What `interval` says of the lines that all columns have."""
+        here = ~np.isnan(columns).any(axis=0)
+        runs, questions = self.runs[here], self.questions[here]
+        own = [column[here] for column in columns]
+        value, low, high = interval(*own, runs, questions)
+        labels |= {"questions": len(set(questions)), "runs": len(set(runs))}
+        return records.row(metric, value, int(here.sum()), low, high, **labels)
+
+
+def _recoveries(grid: _Grid, measure: str) -> list[dict[str, Any]]:
     rows = []
-    for defense, attack in _cells(frame):
-        if defense in REFERENCES:
+    for defense, attack in grid.cells():
+        base, oracle = (grid.reference(r, attack, defense) for r in REFERENCES)
+        if defense in REFERENCES or base is None or oracle is None:
             continue
-        base, oracle = (_reference(frame, r, attack, defense) for r in REFERENCES)
-        if base is None or oracle is None:
-            continue
-        pair = pd.concat(
-            [frame[defense, attack, ""] - oracle, base - oracle], axis=1
-        ).dropna()
-        gap = pair.iloc[:, 1]
-        if gap.mean() <= Z * gap.sem():
+        pair = [grid.columns[defense, attack, ""] - oracle, base - oracle]
+        gap = pair[1][~np.isnan(pair).any(axis=0)]
+        if gap.mean() <= Z * gap.std() / len(gap) ** 0.5:
             continue  # base and oracle cannot be told apart
         labels = {"defense": defense, "attack": attack, "measure": measure}
-        columns = [pair.iloc[:, 0], gap]
-        rows.append(_row("recovery", clustered.ratio, columns, **labels))
+        labels["dataset"] = "hazard"
+        rows.append(grid.row("recovery", clustered.ratio, pair, **labels))
     return rows
 
 
-def _pairs(frame: pd.DataFrame, versus: Sequence[str]) -> list[dict[str, Any]]:
+def _pairs(grid: _Grid, versus: Sequence[str]) -> list[dict[str, Any]]:
     """Gains, differences and differences of gains, of hazard letters."""
     rows: list[dict[str, Any]] = []
-    cells = _cells(frame)
+    cells, hits = grid.cells(), grid.columns
 
-    def add(metric: str, values: pd.Series, **labels: str) -> None:
-        labels |= {"measure": "letter_accuracy"}
-        rows.append(_row(metric, clustered.mean, [values], **labels))
+    def add(metric: str, values: np.ndarray, **labels: str) -> None:
+        labels |= {"measure": "letter_accuracy", "dataset": "hazard"}
+        rows.append(grid.row(metric, clustered.mean, [values], **labels))
 
     for defense, attack in cells:
-        own, before = frame[defense, attack, ""], frame[defense, "none", ""]
+        own = hits[defense, attack, ""]
+        gain = own - hits[defense, "none", ""]
         labels = {"defense": defense, "attack": attack}
         if attack != "none":
-            add("gain", own - before, **labels)
+            add("gain", gain, **labels)
         for other in versus:
             if other == defense or (other, attack) not in cells:
                 continue
-            theirs = frame[other, attack, ""]
+            theirs = hits[other, attack, ""]
             add("difference", own - theirs, **labels, versus=other)
             if attack != "none":
-                gain = theirs - frame[other, "none", ""]
-                change = own - before - gain
+                change = gain - (theirs - hits[other, "none", ""])
                 add("gain_difference", change, **labels, versus=other)
     return rows
 
 
-def _gates(frame: pd.DataFrame) -> list[dict[str, Any]]:
+def _gates(grid: _Grid) -> list[dict[str, Any]]:
     """In how many runs an attack leaves a method nine tenths of its general letters."""
     rows = []
-    for defense, attack in _cells(frame):
+    for defense, attack in grid.cells():
         if defense in REFERENCES:
             continue
-        both = frame[[(defense, attack, ""), (defense, "none", "")]].dropna()
+        both = np.stack([grid.columns[defense, a, ""] for a in (attack, "none")])
         passed = [
-            utility_kept(own.iloc[:, 0].tolist(), own.iloc[:, 1].tolist())
-            for _, own in both.groupby(level="run")
+            utility_kept(*both[:, grid.runs == run].tolist())
+            for run in np.unique(grid.runs)
+            if not np.isnan(both[:, grid.runs == run]).any()
         ]
         share = sum(passed) / len(passed)
         labels: dict[str, Any] = {"defense": defense, "attack": attack}
@@ -139,7 +174,7 @@ def frame(found: Iterable[records.Record], **options: Any) -> pd.DataFrame:
         options: of `together`.
 
     Raises:
-        ValueError: as `answers.tables_of`.
+        ValueError: as `answer_tables.tables_of`.
     """
     rows = [
         {"model": model, **row}
@@ -237,30 +272,3 @@ def chances(found: Iterable[records.Record]) -> list[dict[str, Any]]:
         numbers = (level[0], len(own), *level[1:])
         rows.append(records.row("letter_chance", *numbers, model=model, **labels))
     return rows
-
-
-def _cells(frame: pd.DataFrame) -> list[tuple[str, str]]:
-    """Methods and references under attacks that were not tuned on somebody else."""
-    return [(defense, attack) for defense, attack, tuned in frame if not tuned]
-
-
-def _reference(
-    frame: pd.DataFrame, name: str, attack: str, defense: str
-) -> pd.Series | None:
-    """A reference under the attack as it was tuned on a method, or as it is."""
-    for column in product([name], [attack], [defense, ""]):
-        if column in frame.columns:
-            return frame[column]
-    return None
-
-
-def _row(metric, interval, columns: Sequence[pd.Series], **labels: str) -> dict:
-    """One row of what `interval` says of the questions that all columns have."""
-    both = pd.concat(columns, axis=1).dropna()
-    runs = both.index.get_level_values("run").to_numpy()
-    questions = both.index.get_level_values("question").to_numpy()
-    values = [both.iloc[:, i].to_numpy() for i in range(both.shape[1])]
-    value, low, high = interval(*values, runs, questions)
-    counts = {"questions": len(set(questions)), "runs": len(set(runs))}
-    more: dict[str, Any] = {"dataset": "hazard", **labels, **counts}
-    return records.row(metric, value, len(both), low, high, **more)

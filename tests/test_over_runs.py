@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from safeedit import answers, clustered, over_runs, records
+from safeedit import answer_tables, answers, clustered, over_runs, records
 from safeedit.guessing import chance
 from safeedit.knowledge import split
 from safeedit.knowledge_statistics import recovery
@@ -72,7 +72,10 @@ def test_shares_count_answers_questions_and_runs(frame):
     row = one(frame, metric="letter_accuracy", defense="RMU", attack="x")
     assert (row.value, row.n, row.runs) == (12 / 18, 18, 3)
     names = [
-        {answers.name_of(f) for f in split(seed).facts("hazard", "evaluation")[:6]}
+        {
+            answer_tables.name_of(f)
+            for f in split(seed).facts("hazard", "evaluation")[:6]
+        }
         for seed in range(3)
     ]
     assert row.questions == len(set.union(*names))
@@ -137,7 +140,7 @@ def test_questions_that_only_some_runs_asked_are_left_out_of_pairs():
 
 
 def test_interval_is_that_of_clusters(frame):
-    tables = answers.tables_of(map(made, range(3)))["standin-gemma"]
+    tables = answer_tables.tables_of(map(made, range(3)))["standin-gemma"]
     table = tables["letter_accuracy", "hazard"]
     gain = table["RMU", "x", ""] - table["RMU", "none", ""]
     runs, questions = (gain.index.get_level_values(i) for i in (0, 1))
@@ -151,12 +154,12 @@ def test_interval_is_that_of_clusters(frame):
 
 def test_chance_is_over_the_questions_of_all_runs():
     (row,) = over_runs.chances([made(0), made(1)])
-    facts = [f for s in (0, 1) for f in answers.asked(s, "hazard", 6)]
+    facts = [f for s in (0, 1) for f in answer_tables.asked(s, "hazard", 6)]
     wanted = chance(
         "ABCDAB" * 2,
         [f.letter for f in facts],
         [f.relation for f in facts],
-        [answers.name_of(f) for f in facts],
+        [answer_tables.name_of(f) for f in facts],
     )
     assert (row["value"], row["low"], row["high"]) == pytest.approx(wanted)
     assert (row["model"], row["defense"], row["n"]) == ("standin-gemma", "NPO", 12)
@@ -174,6 +177,6 @@ def test_spread_is_no_narrower_than_one_run_or_than_student():
 
 def test_records_without_answers_and_twice_the_same_are_refused():
     with pytest.raises(ValueError, match="none of 1 records has answers"):
-        answers.tables_of([made(0, prompts=[])])
+        answer_tables.tables_of([made(0, prompts=[])])
     with pytest.raises(ValueError, match="two records of standin-gemma with seed 0"):
-        answers.tables_of([made(0), made(0)])
+        answer_tables.tables_of([made(0), made(0)])
