@@ -28,7 +28,7 @@ def tables_of(found: Iterable[records.Record]) -> dict[str, Tables]:
         found: records of one notebook, of any models and seeds.
 
     Raises:
-        ValueError: two records of the same model and seed, or none has answers.
+        ValueError: no record, two of the same model and seed, or one without answers.
     """
     frames: dict[str, dict[tuple[str, str], list[pd.DataFrame]]] = {}
     seen = set()
@@ -39,13 +39,17 @@ def tables_of(found: Iterable[records.Record]) -> dict[str, Tables]:
                 f"two records of {model} with seed {record.seed}; give each once"
             )
         seen.add((model, record.seed))
-        for table, frame in _run(record).items():
+        own = _run(record)
+        if not own:
+            raise ValueError(
+                f"the record of {record.notebook} on {model} with seed {record.seed} "
+                "has no answers by question; run python -m safeedit reproduce "
+                f"--notebooks {record.notebook}, which keeps them"
+            )
+        for table, frame in own.items():
             frames.setdefault(model, {}).setdefault(table, []).append(frame)
     if not frames:
-        raise ValueError(
-            f"none of {len(seen)} records has answers by question; run "
-            "python -m safeedit reproduce --notebooks U2, which keeps them"
-        )
+        raise ValueError("got no records; python -m safeedit reproduce makes them")
     return {
         model: {table: pd.concat(runs) for table, runs in own.items()}
         for model, own in frames.items()

@@ -71,10 +71,18 @@ def judged(evidence: pd.DataFrame, claim: Claim) -> pd.DataFrame:
         Columns model, value, n, low, high, verdict, and "wrecked": the share of the
         runs in which the claim's attack fails the utility gate (`utility_kept`), NaN
         where no gate was measured.
+
+    Raises:
+        ValueError: rows over all runs are mixed with rows of single runs.
     """
     hit = _matching(evidence, claim.where)
     ratio, difference = claim.null == 1, claim.null == 0
-    if "runs" in hit and hit.runs.notna().all():  # of all runs already: `over_runs`
+    if "runs" in hit and hit.runs.notna().any():  # of all runs already: `over_runs`
+        if hit.runs.isna().any() or hit.model.duplicated().any():
+            raise ValueError(
+                f"{claim.text!r} has rows over all runs beside others of the same "
+                f"model; say more in where={dict(claim.where)} or leave one kind out"
+            )
         both = hit[["model", "value", "n", "low", "high"]].reset_index(drop=True)
     else:
         both = tables.pooled(hit, ["model"], log=ratio, continuity=difference)

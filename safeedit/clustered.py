@@ -9,9 +9,10 @@ same question each time. The variance of a mean over all N answers counts both
     V_A = G/(G - 1)  sum over the G clusters of A of (sum of e in the cluster)^2 / N^2
 
 with e the value of an answer less the mean. Each answer is a cluster of its own in the
-last term. Where the difference falls below one of the first two, that one counts.
-Intervals take Student's quantile with min(G) - 1 degrees of freedom, so few runs give
-wide ones. One run alone says nothing of runs: then the questions are the clusters.
+last term. Where V falls below one of its first two terms, that one counts, and it is
+never less than one question that differs would give. Intervals take Student's quantile
+with min(G) - 1 degrees of freedom, so few runs give wide ones. One run alone says
+nothing of runs: then the questions are the clusters.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def mean(
     """Mean with its interval, such as of paired differences.
 
     Args:
-        values: one for each answer.
+        values: one for each answer, hits or differences of hits: they move by 1.
         runs: the run of each answer.
         questions: the question of each answer, at most once in a run.
         confidence: of the interval.
@@ -41,13 +42,19 @@ def mean(
         (mean, low, high).
 
     Raises:
-        ValueError: no two questions, not one label for each value, or a question twice
-            in a run.
+        ValueError: no two questions, not one label for each value, a question twice in
+            a run, or a value that is no number.
     """
     own = np.asarray(values, dtype=float)
-    spread, degrees = _variance(own - own.mean(), runs, questions)
-    half = _quantile(degrees, confidence) * math.sqrt(spread)
+    half, degrees = _error(own - own.mean(), runs, questions)
+    half *= _quantile(degrees, confidence)
     return float(own.mean()), float(own.mean() - half), float(own.mean() + half)
+
+
+def standard_error(values: Values, runs: Labels, questions: Labels) -> float:
+    """Square root of V, of a mean; arguments and errors as for `mean`."""
+    own = np.asarray(values, dtype=float)
+    return _error(own - own.mean(), runs, questions)[0]
 
 
 def share(
@@ -71,10 +78,10 @@ def share(
     """
     own = np.asarray(hits, dtype=float)
     p = float(own.mean())
-    spread, degrees = _variance(own - p, runs, questions)
+    error, degrees = _error(own - p, runs, questions)
     n = float(len(np.unique(_codes(questions))))
-    if spread > 0:
-        n = min(n, p * (1 - p) / spread)
+    if 0 < p < 1:
+        n = min(n, p * (1 - p) / error**2)
     z = _quantile(degrees, confidence)
     centre = p + z * z / (2 * n)
     half = z * math.sqrt(max(p * (1 - p), 0) / n + z * z / (4 * n * n))
@@ -92,7 +99,8 @@ def ratio(
 ) -> tuple[float, float, float]:
     """Ratio R of two means, such as a recovery, with its interval.
 
-    By the delta method: R moves with the mean of (top - R bottom) / mean(bottom).
+    By the delta method: R moves with the mean of (top - R bottom) / mean(bottom), where
+    a question that differs counts 1 / mean(bottom).
 
     Args:
         top, bottom: a value of each for each answer.
@@ -111,21 +119,26 @@ def ratio(
     if under == 0:
         raise ValueError("the mean of the bottom is 0: there is no ratio to it")
     found = above.mean() / under
-    spread, degrees = _variance((above - found * below) / under, runs, questions)
-    half = _quantile(degrees, confidence) * math.sqrt(spread)
+    half, degrees = _error((above - found * below) / under, runs, questions, 1 / under)
+    half *= _quantile(degrees, confidence)
     return float(found), float(found - half), float(found + half)
 
 
-def _variance(
-    residuals: np.ndarray, runs: Labels, questions: Labels
+def _error(
+    residuals: np.ndarray, runs: Labels, questions: Labels, step: float = 1.0
 ) -> tuple[float, int]:
-    """V of a mean and its degrees of freedom; see the module."""
+    """Square root of V and its degrees of freedom; see the module.
+
+    `step` is what one answer moves by, for the least V.
+    """
     n = len(residuals)
     if not n == len(runs) == len(questions):
         raise ValueError(
             f"Got {n} values, {len(runs)} runs and {len(questions)} questions; give "
             "one of each for every answer."
         )
+    if not np.isfinite(residuals).all():
+        raise ValueError("a value is no number; leave out what was not measured")
     kinds = [_codes(labels) for labels in (runs, questions)]
     counts = [int(codes.max(initial=-1)) + 1 for codes in kinds]
     first = np.unique(kinds[0] * n + kinds[1], return_index=True)[1]
@@ -138,15 +151,17 @@ def _variance(
     if counts[1] < 2:
         raise ValueError(f"Got {counts[1]} questions; an interval needs two or more.")
 
-    def spread(codes: np.ndarray) -> float:
+    def term(codes: np.ndarray) -> float:
         sums = np.bincount(codes, residuals)
         return float(sums @ sums) / n**2 * len(sums) / (len(sums) - 1)
 
+    least = (step / counts[1]) ** 2
+    by_question = max(term(kinds[1]), least)
     if counts[0] < 2:
-        return spread(kinds[1]), counts[1] - 1
-    by_run, by_question = map(spread, kinds)
-    both = by_run + by_question - spread(np.arange(n))
-    return max(both, by_run, by_question), min(counts) - 1
+        return math.sqrt(by_question), counts[1] - 1
+    by_run = term(kinds[0])
+    both = by_run + by_question - term(np.arange(n))
+    return math.sqrt(max(both, by_run, by_question)), min(counts) - 1
 
 
 def _codes(labels: Labels) -> np.ndarray:

@@ -46,7 +46,8 @@ class Record:
     peak_memory_mb: float | None
     started: str  # ISO 8601, UTC
     rows: list[dict[str, Any]] = field(default_factory=list)
-    prompts: list[dict[str, Any]] = field(default_factory=list)  # see safeedit.replay
+    # What other notebooks read again: attacked prompts (`replay`), answers (`answers`).
+    prompts: list[dict[str, Any]] = field(default_factory=list)
 
     def write(self, path: str | Path) -> Path:
         """Write the record, whole or not at all.
@@ -187,7 +188,8 @@ def save_run(
         rows: tidy rows, each made by `row`.
         seconds: wall clock, split as far as known: attack, edit, generate, total.
         peak_memory_mb: peak memory of the device, MB.
-        prompts: attacked prompts for other notebooks (`safeedit.replay.entries`).
+        prompts: attacked prompts for other notebooks (`safeedit.replay.entries`), or
+            answers question by question (`safeedit.answers.kept`).
 
     Returns:
         The record's path.

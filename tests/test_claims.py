@@ -74,6 +74,17 @@ def test_a_row_over_all_runs_keeps_its_own_interval():
     assert found.verdict == "holds"
 
 
+def test_rows_over_all_runs_are_not_mixed_with_others():
+    row = records.row("difference", -0.2, 360, -0.5, -0.1, defense="A", attack="x")
+    own = pd.DataFrame(
+        [row | {"runs": 5, "model": "m"} | {"notebook": "U2_cross_table"}]
+    )
+    single = evidence({"m": -0.2}, defense="A", attack="x")
+    for frame in (pd.concat([own, single]), pd.concat([own, own])):
+        with pytest.raises(ValueError, match="'less' has rows over all runs beside"):
+            judged(frame, Claim("less", WHERE))
+
+
 def test_an_attack_that_wrecks_the_model_is_marked():
     frame = evidence({"m": -0.5}, defense="A", attack="x")
     for kept, star in ((0.0, True), (1.0, False)):

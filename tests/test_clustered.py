@@ -90,6 +90,26 @@ def test_share_has_a_width_at_its_ends_and_stays_inside():
     assert 0 < one[1] < one[0] < one[2] < 1
 
 
+def test_share_is_wilson_for_as_many_answers_as_the_runs_are_worth():
+    """By hand: runs of 100 different questions with 20, 40, 60 and 80 hits."""
+    hits = np.concatenate([np.arange(100) < k for k in (20, 40, 60, 80)])
+    value, low, high = clustered.share(hits, np.repeat(range(4), 100), range(400))
+    variance = np.var([0.2, 0.4, 0.6, 0.8], ddof=1) / 4
+    n, z = 0.25 / variance, stats.t.ppf(0.975, 3)  # n is 15 of 400
+    root = z * np.sqrt(0.25 / n + z * z / (4 * n * n))
+    ends = [(0.5 + z * z / (2 * n) + sign * root) / (1 + z * z / n) for sign in (-1, 1)]
+    assert (value, low, high) == pytest.approx((0.5, *ends))
+
+
+def test_where_no_answer_differs_one_question_might():
+    runs, questions = crossed(5, 50)
+    value, low, high = clustered.mean(np.ones(250), runs, questions)
+    half = stats.t.ppf(0.975, 4) / 50
+    assert (value, low, high) == pytest.approx((1, 1 - half, 1 + half))
+    found = clustered.ratio(np.ones(250), np.full(250, 0.5), runs, questions)
+    assert found == pytest.approx((2, 2 - 2 * half, 2 + 2 * half))
+
+
 def test_share_of_independent_answers_is_near_wilson():
     hits = np.random.default_rng(4).random(400) < 0.3
     value, low, high = clustered.share(hits, [0] * 400, range(400))
@@ -124,5 +144,7 @@ def test_bad_input_is_named():
         clustered.share([1], [0], ["a"])
     with pytest.raises(ValueError, match="mean of the bottom is 0"):
         clustered.ratio([1, 1], [-1, 1], [0, 0], ["a", "b"])
+    with pytest.raises(ValueError, match="a value is no number"):
+        clustered.mean([1, np.nan], [0, 0], ["a", "b"])
     with pytest.raises(ValueError, match="confidence=95"):
         clustered.mean([1, 2], [0, 0], ["a", "b"], confidence=95)

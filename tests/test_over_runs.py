@@ -115,6 +115,31 @@ def test_no_recovery_where_base_and_oracle_cannot_be_told_apart():
     assert set(own[own.metric == "recovery"].attack) == {"none"}
 
 
+def test_no_recovery_from_a_gap_that_chance_explains():
+    """The base is above the oracle by one question of eighteen."""
+    near = HITS | {
+        ("base", "x", "hazard"): ("100000", "111000"),
+        ("oracle", "x", "hazard"): ("011000", "100000"),
+    }
+    own = over_runs.frame(made(seed, near) for seed in range(3))
+    seen = own[own.metric.isin(["letter_accuracy"]) & (own.attack == "x")]
+    share = seen[seen.dataset == "hazard"].set_index("defense").value
+    assert share["base"] > share["oracle"]
+    assert set(own[own.metric == "recovery"].attack) == {"none"}
+
+
+def test_methods_that_no_run_has_both_are_not_compared():
+    """And a run that did not measure a gate does not count for it."""
+    only = [
+        {key: own for key, own in HITS.items() if key[0] != name}
+        for name in ("RMU", "NPO")
+    ]
+    own = over_runs.frame([made(0, only[0]), made(1, only[1])])
+    assert not len(own[(own.metric == "difference") & (own.defense == "RMU")])
+    gate = one(own, metric="utility_kept", defense="NPO", attack="x")
+    assert (gate.value, gate.n) == (1, 1)
+
+
 def test_a_reference_is_taken_under_the_attack_that_was_tuned_on_the_method():
     tuned = [
         dict(defense=who, attack="x", metric=metric, dataset="hazard", hits=hits)
@@ -165,18 +190,31 @@ def test_chance_is_over_the_questions_of_all_runs():
     assert (row["model"], row["defense"], row["n"]) == ("standin-gemma", "NPO", 12)
 
 
-def test_spread_is_no_narrower_than_one_run_or_than_student():
+def test_own_record_stands_in_for_the_published_one(monkeypatch):
+    smoke = made(3, parameters={"scale": "smoke"})
+    published = [made(2), made(1, commit="old"), made(0), smoke]
+    monkeypatch.setattr(records, "find", lambda notebook: published)
+    found = over_runs.beside(made(1, commit="new"))
+    assert [record.seed for record in found] == [0, 1, 2]
+    assert found[1].commit == "new"
+
+
+def test_mean_of_runs_is_no_narrower_than_one_run_or_than_student():
     same = pd.DataFrame({"value": [0.5] * 5, "low": [0.3] * 5, "high": [0.7] * 5})
-    row = over_runs.spread(same.assign(metric="auc"), ["metric"]).iloc[0]
+    row = over_runs.means_of_runs(same.assign(metric="auc"), ["metric"]).iloc[0]
     assert (row.value, row.n) == (0.5, 5)
     assert (row.low, row.high) == pytest.approx((0.3, 0.7))
     bare = pd.DataFrame({"value": [1.0, 3.0], "low": None, "high": None}).astype(float)
-    row = over_runs.spread(bare.assign(metric="norm"), ["metric"]).iloc[0]
+    row = over_runs.means_of_runs(bare.assign(metric="norm"), ["metric"]).iloc[0]
     assert row.high - row.value == pytest.approx(12.706, abs=1e-3)  # t of 1 degree
 
 
 def test_records_without_answers_and_twice_the_same_are_refused():
-    with pytest.raises(ValueError, match="none of 1 records has answers"):
-        answer_tables.tables_of([made(0, prompts=[])])
+    with pytest.raises(
+        ValueError, match="U2a_attacks on standin-gemma with seed 1 has"
+    ):
+        answer_tables.tables_of([made(0), made(1, prompts=[])])
+    with pytest.raises(ValueError, match="got no records"):
+        answer_tables.tables_of([])
     with pytest.raises(ValueError, match="two records of standin-gemma with seed 0"):
         answer_tables.tables_of([made(0), made(0)])
