@@ -177,17 +177,46 @@ def test_interval_is_that_of_clusters(frame):
     )
 
 
-def test_chance_is_over_the_questions_of_all_runs():
-    (row,) = over_runs.chances([made(0), made(1)])
-    facts = [f for s in (0, 1) for f in answer_tables.asked(s, "hazard", 6)]
-    wanted = chance(
-        "ABCDAB" * 2,
-        [f.letter for f in facts],
-        [f.relation for f in facts],
-        [answer_tables.name_of(f) for f in facts],
-    )
-    assert (row["value"], row["low"], row["high"]) == pytest.approx(wanted)
-    assert (row["model"], row["defense"], row["n"]) == ("standin-gemma", "NPO", 12)
+def test_chance_is_that_of_each_run_and_what_lies_above_is_clustered():
+    level, above = over_runs.chances([made(0), made(1)])
+    facts = {s: answer_tables.asked(s, "hazard", 6) for s in (0, 1)}
+    dealt = [  # the mean over all deals, run by run
+        chance("ABCDAB", [f.letter for f in own], [f.relation for f in own])[0]
+        for own in facts.values()
+    ]
+    assert level["value"] == pytest.approx(sum(dealt) / 2)
+    assert (level["model"], level["defense"]) == ("standin-gemma", "NPO")
+    assert (level["n"], level["runs"]) == (12, 2)
+    right = [
+        said == fact.letter
+        for own in facts.values()
+        for said, fact in zip("ABCDAB", own, strict=True)
+    ]
+    assert above["value"] == pytest.approx(sum(right) / 12 - level["value"])
+    assert above["low"] < above["value"] < above["high"]
+
+
+def test_one_letter_for_all_is_never_above_chance():
+    """Whatever the questions, this model knows nothing, and scores its chance."""
+    runs = [
+        made(s, prompts=[answers.said("NPO", "D" * 72)], model=dict(name="m"))
+        for s in range(5)
+    ]
+    level, above = over_runs.chances(runs)
+    assert level["value"] == pytest.approx(0.25, abs=0.03)  # the splits are even
+    assert above["value"] == pytest.approx(0)
+    assert above["low"] < 0 < above["high"]
+
+
+def test_who_knows_is_above_chance():
+    facts = {s: answer_tables.asked(s, "hazard", 72) for s in range(5)}
+    runs = [
+        made(s, prompts=[answers.said("base", [f.letter for f in own])])
+        for s, own in facts.items()
+    ]
+    level, above = over_runs.chances(runs)
+    assert above["value"] == pytest.approx(1 - level["value"])
+    assert above["low"] > 0.5
 
 
 def test_own_record_stands_in_for_the_published_one(monkeypatch):
